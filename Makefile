@@ -1,0 +1,40 @@
+# Everything a developer runs. `make` alone lists it.
+python := .venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint types bench load docs lock
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup:  ## get the programs, the parts in .cache and the Python packages in .venv; again costs a moment
+	@tools/setup.sh
+
+demo: setup  ## take a real plugin through its whole life with the docker CLI (root)
+	$(python) demo/demo.py
+
+test: setup  ## run every test; as root also those that start real plugins
+	$(python) -m pytest
+
+lint: .venv/.made-from  ## check style and formatting
+	$(python) -m ruff check
+	$(python) -m ruff format --check
+
+types: .venv/.made-from  ## check types in the package, the tests, the demo and the tools
+	$(python) -m mypy pluginsvc tests $(wildcard demo/*.py) tools
+
+bench: setup  ## measure beside a dockerd of its own, on this machine (root)
+	$(python) -m tests.bench
+
+load: setup  ## press the daemon with many event readers and mutators
+	@test -e tests/load/__main__.py || { echo "there is no load test yet: tests/load has no __main__.py" >&2; exit 2; }
+	$(python) -m tests.load
+
+docs: .venv/.made-from  ## write the generated pages anew: docs/errors.md
+	$(python) tools/errors_doc.py docs/errors.md
+
+lock:  ## pin the newest Python packages that pyproject.toml allows, with hashes, in constraints.txt
+	tools/lock.sh
+
+.venv/.made-from:
+	@echo "there is no .venv yet: run make setup" >&2; exit 1

@@ -1,0 +1,1 @@
+"""Manage Docker Engine plugins on a host, with no dockerd behind it."""

@@ -1,0 +1,187 @@
+"""The edge: one request id, one answer whatever happens, one line in the log.
+
+Nothing else turns an error into a status. The order in which headers are set is Moby's (REF 1.1): a version error
+has no ``Docker-Experimental``, what is refused or not found has none of the common headers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import itertools
+import os
+import time
+from collections.abc import Awaitable, Callable
+from urllib.parse import quote
+
+import structlog
+from aiohttp import web
+
+from pluginsvc.api.params import MAX_API_VERSION, MIN_API_VERSION, clean_path, version_key
+from pluginsvc.api.replies import API_VERSION, FAILURE, HEADERS, REQUEST_ID, describe, empty, error_reply
+from pluginsvc.api.routing import Match, Route, Router
+from pluginsvc.errors import Forbidden, InvalidParameter, NotFound
+
+_log = structlog.get_logger()
+_READS = frozenset({"GET", "HEAD", "OPTIONS"})
+_MIN, _MAX = version_key(MIN_API_VERSION), version_key(MAX_API_VERSION)
+_numbers = itertools.count(1)
+_PROCESS = os.urandom(4).hex()
+
+
+class PageNotFound(NotFound):
+    """No route; the text makes ``docker inspect`` go on to the next kind of object (REF 1.8)."""
+
+    def __init__(self) -> None:
+        super().__init__("page not found")
+
+
+class UnsupportedVersion(InvalidParameter):
+    """The API version in the path is not served, or lacks the endpoint (REF 1.2)."""
+
+
+class ForeignRequest(Forbidden):
+    """A request over TCP that a web page may have sent."""
+
+
+@web.middleware
+async def edge(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
+    """Answer any request: run ``handler``, turn what it raises into an answer, log one line."""
+    started = time.perf_counter()
+    request_id = request[REQUEST_ID] = f"{_PROCESS}-{next(_numbers)}"
+    request[HEADERS] = {}
+    request[API_VERSION] = ""
+    structlog.contextvars.bind_contextvars(request_id=request_id)
+    crash: Exception | None = None
+    text = ""
+    try:
+        response = await handler(request)
+        text = request.get(FAILURE) or ""
+    except asyncio.CancelledError:
+        _summary(request, 499, started, "the client went away")
+        raise
+    except Exception as exc:  # noqa: BLE001 - the edge answers for everything below it
+        status, text, ours = describe(exc, request)
+        if _is_gone(request):
+            _summary(request, 499, started, text)
+            raise ConnectionResetError("the client went away") from exc
+        crash = None if ours else exc
+        if request.writer.output_size:
+            # the headers are out: breaking the connection is the only way not to look complete
+            _summary(request, status, started, text, crash)
+            raise ConnectionResetError("failed in the middle of an answer") from exc
+        response = error_reply(status, text, version=request[API_VERSION])
+    _summary(request, response.status, started, text, crash)
+    return response
+
+
+def _is_gone(request: web.Request) -> bool:
+    return request.transport is None or request.transport.is_closing()
+
+
+def _summary(request: web.Request, status: int, started: float, text: str, crash: Exception | None = None) -> None:
+    facts = {
+        "method": request.method,
+        "path": request.rel_url.path,
+        "status": status,
+        "ms": round((time.perf_counter() - started) * 1000, 1),
+    }
+    if crash is not None:
+        _log.error("request", **facts, error=text, exc_info=crash)
+    elif text:
+        _log.log(40 if status == 500 or status == 503 else 20, "request", **facts, error=text)
+    elif request.method in _READS:
+        # polled by health checks and clients, thousands in a second
+        _log.debug("request", **facts)
+    else:
+        _log.info("request", **facts)
+
+
+async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """Put the headers collected for the request on its answer, streams included."""
+    response.headers.pop("Server", None)
+    response.headers.update(request.get(HEADERS) or {})
+
+
+def dispatcher(router: Router, server: str) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    """Return the one handler that aiohttp knows: it guards, finds the route, negotiates and calls it.
+
+    Args:
+        router: the routes.
+        server: the ``Server`` header.
+    """
+
+    async def dispatch(request: web.Request) -> web.StreamResponse:
+        _refuse_foreign(request)
+        path = request.rel_url.path
+        cleaned = clean_path(path)
+        if cleaned != path:
+            return _moved(request, cleaned)
+        match = router.find(request.method, path)
+        if match is None:
+            raise PageNotFound
+        request[API_VERSION] = match.version
+        headers = request[HEADERS]
+        headers["Api-Version"] = MAX_API_VERSION
+        headers["Ostype"] = "linux"
+        headers["Server"] = server
+        _negotiate(match)
+        headers["Docker-Experimental"] = "false"
+        _check_since(match.route, match.version)
+        return await match.route.handler(request, match.name)
+
+    return dispatch
+
+
+def _moved(request: web.Request, path: str) -> web.Response:
+    query = request.rel_url.raw_query_string
+    response = empty(301)
+    response.headers["Location"] = quote(path, safe="/:@!$&'()*+,;=~") + (f"?{query}" if query else "")
+    return response
+
+
+def _negotiate(match: Match) -> None:
+    if not match.version:
+        return
+    key = version_key(match.version)
+    if key < _MIN:
+        raise UnsupportedVersion(
+            f"client version {match.version} is too old. Minimum supported API version is {MIN_API_VERSION}, "
+            "please upgrade your client to a newer version"
+        )
+    if key > _MAX:
+        raise UnsupportedVersion(
+            f"client version {match.version} is too new. Maximum supported API version is {MAX_API_VERSION}"
+        )
+
+
+def _check_since(route: Route, version: str) -> None:
+    if version and route.since and version_key(version) < version_key(route.since):
+        shown = route.path.replace("{name}", "{name:.*}")
+        raise UnsupportedVersion(f"{route.method} {shown} requires minimum API version {route.since}")
+
+
+def _refuse_foreign(request: web.Request) -> None:
+    """Refuse, over TCP, what a browser could be made to send: no page may reach a port of the host behind it."""
+    transport = request.transport
+    if transport is None or not isinstance(transport.get_extra_info("sockname"), tuple):
+        return
+    if "Origin" in request.headers:
+        raise ForeignRequest("requests from web pages (with an Origin header) are refused over TCP")
+    hosts = request.headers.getall("Host", ())
+    if len(hosts) != 1 or not is_loopback(hosts[0]):
+        raise ForeignRequest("over TCP this daemon answers only to a loopback Host, such as localhost or 127.0.0.1")
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a ``Host`` header, with or without a port, names this machine's loopback."""
+    name, colon, port = host.rpartition(":")
+    if not colon or not port.isdigit():
+        name = host
+    name = name.removeprefix("[").removesuffix("]").lower()
+    if name == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,74 @@
+"""Answers: their shapes, and what an exception looks like from outside (REF 1.1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from pluginsvc.api.params import version_key
+from pluginsvc.errors import PluginsvcError, first_leaf
+
+JSON = "application/json"
+"""Exactly this: with a charset the CLI shows raw JSON to its user (REF §0.1)."""
+
+REQUEST_ID = web.RequestKey("request_id", str)
+"""Names the request in the log."""
+
+HEADERS = web.RequestKey("headers", dict[str, str])
+"""Headers of whatever answer the request gets, errors and streams included; filled on the way in."""
+
+API_VERSION = web.RequestKey("api_version", str)
+"""The version in the path's prefix; empty without one."""
+
+FAILURE = web.RequestKey("failure", str)
+"""Text of an error that went out inside a stream, for the log."""
+
+_ENCODER = msgspec.json.Encoder()
+_JSON_ERRORS_SINCE = version_key("1.24")
+
+
+class ErrorBody(msgspec.Struct):
+    """The body of every error."""
+
+    message: str
+
+
+def json_bytes(body: bytes, *, status: int = 200) -> web.Response:
+    """Answer with JSON that is encoded already."""
+    return web.Response(body=body, status=status, headers={"Content-Type": JSON})
+
+
+def json_reply(document: Any, *, status: int = 200) -> web.Response:
+    """Answer with one JSON value and a line end."""
+    return json_bytes(_ENCODER.encode(document) + b"\n", status=status)
+
+
+def empty(status: int = 200) -> web.Response:
+    """Answer without a body and without a content type."""
+    return web.Response(status=status)
+
+
+def error_reply(status: int, message: str, *, version: str = "") -> web.Response:
+    """Answer with an error: JSON, or plain text to clients below 1.24.
+
+    Args:
+        status: the HTTP status.
+        message: what happened.
+        version: the prefix of the request's path, empty for none.
+    """
+    if version and version_key(version) < _JSON_ERRORS_SINCE:
+        return web.Response(text=message + "\n", status=status)
+    return json_reply(ErrorBody(message), status=status)
+
+
+def describe(error: Exception, request: web.Request) -> tuple[int, str, bool]:
+    """Return status and text of an error, and whether it is one of ours.
+
+    What is not ours is a bug: its text could hold anything, so clients get only where to look.
+    """
+    leaf = first_leaf(error)
+    if isinstance(leaf, PluginsvcError):
+        return leaf.status, str(leaf) or type(leaf).__name__, True
+    return 500, f"internal error: the daemon's log has the details under request_id={request[REQUEST_ID]}", False

@@ -1,0 +1,131 @@
+"""Settings of the daemon: code defaults, then the TOML file, then flags; checked whole before anything opens.
+
+Only the daemon's own row imports this; every room takes plain arguments.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+
+from pluginsvc.errors import InvalidParameter
+
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=64)]
+_REGISTRY = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?|\[[0-9a-fA-F:]+\](:[0-9]{1,5})?")
+
+
+class InvalidConfig(InvalidParameter):
+    """The configuration cannot be used; names every key that is wrong."""
+
+    def __init__(self, source: str, problems: list[str]) -> None:
+        self.source, self.problems = source, problems
+        super().__init__(f"{source}: " + "; ".join(problems))
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
+    """Every key of ``config/pluginsvc.toml``, at its default."""
+
+    root: str = "/var/lib/pluginsvc"
+    run_root: str = "/run/pluginsvc"
+    hosts: tuple[str, ...] = ("unix:///run/pluginsvc/pluginsvc.sock",)
+    group: str = "root"
+    runtime: str = "runc"
+    conmon: str = "conmon"
+    insecure_registries: tuple[str, ...] = ()
+    registry_mirrors: tuple[str, ...] = ()
+    certs_dirs: tuple[str, ...] = ("/etc/docker/certs.d", "/etc/pluginsvc/certs.d")
+    max_concurrent_downloads: Count = 3
+    max_concurrent_uploads: Count = 5
+    gzip_level: Annotated[int, msgspec.Meta(ge=0, le=3)] = 1
+    live_restore: bool = True
+    stop_timeout: Seconds = 10.0
+    shutdown_timeout: Seconds = 15.0
+    gc_interval: Annotated[float, msgspec.Meta(ge=1)] = 3600.0
+    journal_events: Annotated[int, msgspec.Meta(ge=256)] = 100_000
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["console", "json"] = "console"
+
+
+RELOADABLE = frozenset({"log_level", "insecure_registries", "registry_mirrors"})
+"""What SIGHUP changes in a running daemon; the rest needs a restart."""
+
+
+def load(path: Path | None, flags: dict[str, Any]) -> Settings:
+    """Read the file, lay the flags over it and check the outcome.
+
+    Args:
+        path: TOML file; ``None`` for defaults alone.
+        flags: field name → value, for the flags that were given.
+
+    Raises:
+        InvalidConfig: unreadable, not TOML, unknown keys, wrong types or values that can never work.
+    """
+    source = str(path) if path else "flags"
+    document: dict[str, Any] = {}
+    if path is not None:
+        try:
+            document = msgspec.toml.decode(path.read_bytes())
+        except OSError as exc:
+            raise InvalidConfig(source, [f"cannot be read: {exc.strerror}"]) from exc
+        except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+            raise InvalidConfig(source, [str(exc)]) from exc
+    merged = document | {name.replace("_", "-"): value for name, value in flags.items()}
+    try:
+        settings = msgspec.convert(merged, Settings)
+    except msgspec.ValidationError as exc:
+        raise InvalidConfig(source, [str(exc)]) from exc
+    if problems := list(_problems(settings)):
+        raise InvalidConfig(source, problems)
+    return settings
+
+
+def _problems(settings: Settings) -> list[str]:
+    found = [
+        f"{key}: {value!r} is not an absolute path"
+        for key, value in (("root", settings.root), ("run-root", settings.run_root))
+        if not value.startswith("/")
+    ]
+    if not settings.hosts:
+        found.append("hosts: give at least one address to listen on")
+    found += [problem for host in settings.hosts if (problem := host_problem(host))]
+    found += [
+        f"insecure-registries: {value!r} is neither host, host:port nor CIDR"
+        for value in settings.insecure_registries
+        if not _REGISTRY.fullmatch(value) and not _is_network(value)
+    ]
+    for value in settings.registry_mirrors:
+        url = urlsplit(value)
+        if url.scheme not in {"http", "https"} or not url.hostname or url.query or url.fragment or url.username:
+            found.append(f"registry-mirrors: {value!r} is not a plain http or https URL")
+    return found
+
+
+def host_problem(host: str) -> str:
+    """Say what is wrong with a listening address, or nothing."""
+    url = urlsplit(host)
+    try:
+        if url.scheme == "unix" and url.path.startswith("/") and not url.netloc:
+            return ""
+        if url.scheme == "fd" and host == "fd://":
+            return ""
+        if url.scheme == "tcp" and url.hostname and url.port is not None and not url.path:
+            if url.hostname == "localhost" or ipaddress.ip_address(url.hostname).is_loopback:
+                return ""
+            return f"hosts: {host!r} is not on loopback; the API gives root on this host, so only loopback is offered"
+    except ValueError:
+        pass
+    return f"hosts: {host!r} is none of unix:///PATH, tcp://127.0.0.1:PORT, fd://"
+
+
+def _is_network(value: str) -> bool:
+    try:
+        ipaddress.ip_network(value)
+    except ValueError:
+        return False
+    return "/" in value

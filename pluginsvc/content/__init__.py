@@ -1,0 +1,1 @@
+"""Content-addressed blobs: store, ingests, collection."""

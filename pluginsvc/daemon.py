@@ -1,0 +1,269 @@
+"""The composition root: puts the rooms together, owns every task, and takes all down in order (anchors §3)."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from pathlib import Path
+
+import anyio
+import anyio.abc
+import msgspec
+import structlog
+
+from pluginsvc import log
+from pluginsvc.api.app import make_app, serve
+from pluginsvc.config import RELOADABLE, Settings
+from pluginsvc.content.gc import Collector
+from pluginsvc.content.store import ContentStore
+from pluginsvc.errors import Conflict, Internal, PluginsvcError
+from pluginsvc.events.bus import Bus
+from pluginsvc.events.journal import Publisher, follow
+from pluginsvc.events.subscribers import audit_log
+from pluginsvc.model.digest import Digest
+from pluginsvc.plugins.disk import Disk
+from pluginsvc.plugins.inventory import Inventory
+from pluginsvc.plugins.manager import Manager
+from pluginsvc.plugins.parts import Parts
+from pluginsvc.plugins.supervise import Supervisor
+from pluginsvc.registry.client import Registry
+from pluginsvc.registry.hosts import Hosts
+from pluginsvc.rootfs.child import Confinement
+from pluginsvc.runtime.executor import Executor
+from pluginsvc.state import journal, leases, plugins
+from pluginsvc.state.database import Database
+from pluginsvc.systemd import Notifier, inherited_sockets
+from pluginsvc.tasks import JobGroup, every
+from pluginsvc.transfer.pull import Puller
+
+_log = structlog.get_logger()
+READY_WITHIN = 10.0
+"""Longest wait for wished plugins before the daemon calls itself ready, in seconds (design §3)."""
+PRUNE_EVERY = 600.0
+
+
+class AlreadyRunning(Conflict):
+    """Another daemon works on these directories."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        super().__init__(f"another pluginsvc uses {path}: stop it, or give this one a --root and --run-root of its own")
+
+
+class NoDirectory(Internal):
+    """ROOT or RUN cannot be made."""
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        self.path, self.error = path, error
+        super().__init__(f"cannot use {path}: {error.strerror}; run as root, or choose another directory")
+
+
+def run(settings: Settings, reload: Callable[[], Settings]) -> None:
+    """Run the daemon until SIGTERM or SIGINT.
+
+    Args:
+        settings: checked settings.
+        reload: reads them again, at SIGHUP.
+
+    Raises:
+        PluginsvcError: it could not start.
+    """
+    log.configure(level=settings.log_level, style=settings.log_format)
+    # files of plugins come with modes of their own; ours are for root alone
+    os.umask(0o077)
+    root, run_root = Path(settings.root), Path(settings.run_root)
+    with _locked(root), _locked(run_root):
+        anyio.run(partial(_Daemon(settings, reload).run, inherited_sockets()))
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the exclusive lock of a directory, made where it is missing; no child inherits it."""
+    try:
+        path.mkdir(mode=0o711, parents=True, exist_ok=True)
+        fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        raise NoDirectory(path, exc) from exc
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise AlreadyRunning(path) from exc
+        yield
+    finally:
+        os.close(fd)
+
+
+class _Daemon:
+    """One life of the daemon."""
+
+    def __init__(self, settings: Settings, reload: Callable[[], Settings]) -> None:
+        self._settings = settings
+        self._reload = reload
+        self._notifier = Notifier()
+        self._stop = anyio.Event()
+
+    async def run(self, inherited: list[socket.socket]) -> None:
+        """Open everything, serve until told to stop, close in reverse order."""
+        settings = self._settings
+        root = Path(settings.root)
+        started = anyio.current_time()
+        bus = Bus()
+        async with (
+            _opened(root / "state.db") as database,
+            Registry(_hosts(settings), user_agent=USER_AGENT) as registry,
+            Confinement() as confinement,
+            anyio.create_task_group() as services,
+        ):
+            store = ContentStore(root / "content")
+            await store.open()
+            await database.write(leases.clear)
+            collector = Collector(
+                store,
+                roots=partial(database.read, _needed),
+                remove=partial(_remove_unneeded, database, store),
+                interval=settings.gc_interval,
+            )
+            parts = Parts(
+                database=database,
+                store=store,
+                disk=Disk(root),
+                inventory=Inventory(),
+                registry=registry,
+                puller=Puller(store, lease=partial(_lease, database), limit=settings.max_concurrent_downloads),
+                confinement=confinement,
+                executor=Executor(
+                    runtime=settings.runtime, conmon=settings.conmon, run_root=Path(settings.run_root)
+                ),
+                collect=collector.trigger,
+                gzip_level=settings.gzip_level,
+                uploads=settings.max_concurrent_uploads,
+                stop_grace=settings.stop_timeout,
+            )
+            await services.start(self._signals, registry)
+            publisher = Publisher(database, bus)
+            await services.start(publisher.run)
+            services.start_soon(audit_log, bus)
+            services.start_soon(self._prune_journal, database)
+            if self._notifier.watchdog_interval is not None:
+                services.start_soon(self._feed_watchdog, self._notifier.watchdog_interval)
+            supervisor = Supervisor(parts, services)
+            async with JobGroup().opened() as jobs:
+                manager = Manager(parts, supervisor, collector, jobs, services)
+                wished = await manager.restore()
+                services.start_soon(collector.serve)
+                app = make_app(manager=manager, system=self._facts(parts), events=partial(follow, database, bus))
+                async with serve(
+                    app,
+                    hosts=settings.hosts,
+                    inherited=inherited,
+                    group=settings.group,
+                    shutdown_timeout=settings.shutdown_timeout,
+                ):
+                    with anyio.move_on_after(READY_WITHIN):
+                        for event in wished:
+                            await event.wait()
+                    self._notifier.ready(f"{len(parts.inventory)} plugins, {len(wished)} enabled")
+                    _log.info(
+                        "daemon.ready",
+                        hosts=list(settings.hosts),
+                        plugins=len(parts.inventory),
+                        seconds=round(anyio.current_time() - started, 3),
+                    )
+                    await self._stop.wait()
+                    self._notifier.stopping()
+                    _log.info("daemon.stopping")
+                    # event streams never end by themselves
+                    bus.close()
+            if not settings.live_restore:
+                await supervisor.stop_all()
+            services.cancel_scope.cancel()
+        _log.info("daemon.stopped")
+
+    async def _signals(
+        self, registry: Registry, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    ) -> None:
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            task_status.started()
+            async for number in signals:
+                if number == signal.SIGHUP:
+                    self._notifier.reloading()
+                    self._take_over(registry)
+                    self._notifier.ready("configuration read again")
+                else:
+                    self._stop.set()
+
+    def _take_over(self, registry: Registry) -> None:
+        """Apply what may change in a running daemon; a configuration that is wrong changes nothing."""
+        try:
+            fresh = self._reload()
+        except PluginsvcError as exc:
+            _log.error("daemon.reload_refused", error=str(exc))
+            return
+        changed = {
+            field for field in Settings.__struct_fields__ if getattr(fresh, field) != getattr(self._settings, field)
+        }
+        log.configure(level=fresh.log_level, style=self._settings.log_format)
+        registry.hosts = _hosts(fresh)
+        _log.info(
+            "daemon.reloaded", changed=sorted(changed & RELOADABLE), needs_restart=sorted(changed - RELOADABLE)
+        )
+        self._settings = msgspec.structs.replace(
+            self._settings, **{field: getattr(fresh, field) for field in RELOADABLE}
+        )
+
+    async def _feed_watchdog(self, interval: float) -> None:
+        async for _ in every(interval):
+            self._notifier.alive()
+
+    async def _prune_journal(self, database: Database) -> None:
+        keep = self._settings.journal_events
+        async for _ in every(PRUNE_EVERY):
+            try:
+                await database.write(lambda db: journal.prune(db, keep=keep))
+            except PluginsvcError as exc:
+                _log.warning("daemon.prune_failed", error=str(exc))
+
+
+@asynccontextmanager
+async def _opened(path: Path) -> AsyncIterator[Database]:
+    database = await Database.open(path)
+    try:
+        yield database
+    finally:
+        with anyio.CancelScope(shield=True):
+            await database.close()
+
+
+def _hosts(settings: Settings) -> Hosts:
+    return Hosts(
+        insecure=settings.insecure_registries,
+        mirrors=settings.registry_mirrors,
+        certs_dirs=[Path(folder) for folder in settings.certs_dirs],
+    )
+
+
+async def _lease(database: Database, lease_id: str, digest: Digest) -> None:
+    await database.write(lambda db: leases.add(db, lease_id, digest))
+
+
+def _needed(db: sqlite3.Connection) -> set[Digest]:
+    """Roots of collection: what plugins name, and what jobs under way have leased."""
+    return plugins.digests(db) | leases.digests(db)
+
+
+async def _remove_unneeded(database: Database, store: ContentStore, digest: Digest) -> int | None:
+    """Delete a blob in the transaction that sees that nothing needs it, so that no lease can come in between."""
+
+    def work(db: sqlite3.Connection) -> int | None:
+        if plugins.holds(db, digest) or leases.holds(db, digest):
+            return None
+        return store.remove(digest)
+
+    return await database.write(work)

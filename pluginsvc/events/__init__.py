@@ -1,0 +1,1 @@
+"""The bus, the journal's publisher, filters and subscribers."""

@@ -1,0 +1,110 @@
+"""Durable writes and safe removal. All functions block: call them in a thread."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from pluginsvc.errors import Internal
+
+
+class StillMounted(Internal):
+    """A tree to be removed has a mount in it; removing it would delete what is mounted."""
+
+    def __init__(self, path: Path, mounts: list[str]) -> None:
+        self.path, self.mounts = path, mounts
+        super().__init__(f"cannot remove {path}: {', '.join(mounts[:3])} is still mounted below it; unmount it first")
+
+
+def sync_dir(path: Path) -> None:
+    """Make the names in a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def atomic_write(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Replace ``path`` so that after a crash it holds all of the old bytes or all of ``data``.
+
+    Args:
+        path: the file; its directory exists.
+        data: the whole content.
+        mode: permission bits of the new file.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_dir(path.parent)
+
+
+def mounts_below(path: Path) -> list[str]:
+    """Return the mount points at or below ``path``, deepest first (proc(5), mountinfo)."""
+    prefix = os.fsencode(os.path.realpath(path))
+    found = []
+    with open("/proc/self/mountinfo", "rb") as table:
+        for line in table:
+            # \040 and its like stand for the characters that would break the table
+            point = line.split(b" ")[4].decode("unicode_escape").encode("latin-1")
+            if point == prefix or point.startswith(prefix + b"/"):
+                found.append(os.fsdecode(point))
+    return sorted(found, key=len, reverse=True)
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a directory and all below it; a missing one is fine.
+
+    Directories are first moved up to the top one, so that depth costs neither descriptors nor recursion, and every
+    name is used relative to an open directory, so that a symbolic link is deleted and never followed.
+
+    Raises:
+        StillMounted: something is mounted at or below ``path``; nothing was deleted.
+    """
+    if mounts := mounts_below(path):
+        raise StillMounted(path, mounts)
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        top = os.open(path, flags)
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        path.unlink()
+        return
+    try:
+        moved = 0
+        tag = f".rm-{os.urandom(4).hex()}-"
+        queue = ["."]
+        while queue:
+            name = queue.pop()
+            fd = os.open(name, flags, dir_fd=top)
+            try:
+                # the names are read before the first one changes
+                for entry in os.listdir(fd):
+                    if stat.S_ISDIR(os.stat(entry, dir_fd=fd, follow_symlinks=False).st_mode):
+                        moved += 1
+                        os.rename(entry, f"{tag}{moved}", src_dir_fd=fd, dst_dir_fd=top)
+                        queue.append(f"{tag}{moved}")
+                    else:
+                        os.unlink(entry, dir_fd=fd)
+            finally:
+                os.close(fd)
+            if name != ".":
+                os.rmdir(name, dir_fd=top)
+    finally:
+        os.close(top)
+    path.rmdir()
+
+
+def boot_id() -> str:
+    """Return the kernel's random ID of this boot."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()

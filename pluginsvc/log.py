@@ -1,0 +1,52 @@
+"""structlog set-up: console for people, JSON for programs, secrets masked (design invariant 6)."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import MutableMapping
+from typing import Any, Literal
+
+import structlog
+
+LEVELS = ("debug", "info", "warning", "error")
+_SECRET = re.compile(r"pass(word|wd)?$|secret|token|authorization|credential", re.IGNORECASE)
+_URL_LOGIN = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+
+
+def redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Mask values whose key sounds secret, and logins inside URLs."""
+    for key, value in event.items():
+        if _SECRET.search(key):
+            event[key] = "***"
+        elif isinstance(value, str) and "://" in value:
+            event[key] = _URL_LOGIN.sub("***", value)
+    return event
+
+
+def configure(*, level: str = "info", style: Literal["console", "json"] = "console") -> None:
+    """Set up logging once for the process; lines go to standard error.
+
+    Args:
+        level: one of ``LEVELS``; what is less severe is dropped.
+        style: ``console`` or ``json``.
+    """
+    renderer: Any = (
+        structlog.processors.JSONRenderer()
+        if style == "json"
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            redact,
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )

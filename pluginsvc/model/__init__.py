@@ -1,0 +1,1 @@
+"""Nouns: frozen values, parsers and pure rules; no I/O."""

@@ -1,0 +1,131 @@
+"""Operations on one plugin that exists: set, enable, disable, remove (REF 3.6, 3.7, 3.9).
+
+Every function here runs in a job that holds the plugin's lock.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import anyio
+import msgspec
+import structlog
+
+from pluginsvc.errors import Conflict, PluginsvcError
+from pluginsvc.model.event import EngineView
+from pluginsvc.plugins.inventory import Entry
+from pluginsvc.plugins.parts import CLEANUP_SECONDS, Parts, lifecycle
+from pluginsvc.plugins.settings import apply_settings
+from pluginsvc.plugins.supervise import Supervisor
+from pluginsvc.state import journal, plugins
+from pluginsvc.tasks import Job
+
+_log = structlog.get_logger()
+
+
+class WrongState(Conflict):
+    """The plugin is enabled and must not be, or the other way round; the texts are Docker's."""
+
+
+def require_disabled(entry: Entry, message: str) -> None:
+    """Raise ``WrongState`` with ``message`` if the plugin is enabled."""
+    if entry.record.enabled:
+        raise WrongState(message)
+
+
+async def change_settings(parts: Parts, entry: Entry, arguments: list[str]) -> None:
+    """Apply all of ``arguments`` or none (REF 3.7, 7.49)."""
+    require_disabled(entry, "cannot set on an active plugin, disable plugin before setting")
+    settings = apply_settings(entry.config, entry.record.settings, arguments)
+    if settings != entry.record.settings:
+        record = msgspec.structs.replace(entry.record, settings=settings)
+        names = ",".join(argument.partition("=")[0] for argument in arguments)
+        # values may be secrets: the event names what was set, not to what
+        await parts.save(record, entry.config, lifecycle("set", record, settings=names))
+
+
+async def enable(parts: Parts, supervisor: Supervisor, job: Job, entry: Entry, *, typed: str, timeout: int) -> None:
+    """Start a plugin, wait until it is ready, then wish it enabled (REF 3.6, design D2).
+
+    Args:
+        parts: the rooms below.
+        supervisor: takes charge afterwards.
+        job: to mark the commit.
+        entry: the plugin as it stands.
+        typed: what the caller called it; the Engine's event repeats it.
+        timeout: seconds for calls to the plugin, and to wait if that is more than Moby's 12.5.
+    """
+    record = entry.record
+    require_disabled(entry, f"plugin already enabled: plugin {record.name} is enabled")
+    instance = await supervisor.start(entry, timeout)
+    try:
+        with job.commit():
+            record = msgspec.structs.replace(record, enabled=True, timeout=max(0, timeout))
+            view = EngineView(actor=record.id, name=typed)
+            await parts.save(record, entry.config, lifecycle("enable", record, view))
+            supervisor.watch(record.id, instance)
+    except BaseException:
+        # the wish was not saved: what runs must not outlive it
+        with anyio.move_on_after(CLEANUP_SECONDS, shield=True):
+            await supervisor.clear(record.id)
+        raise
+
+
+async def disable(parts: Parts, supervisor: Supervisor, job: Job, entry: Entry, *, typed: str) -> None:
+    """Stop a plugin and take back the wish."""
+    record = entry.record
+    if not record.enabled:
+        raise WrongState(f"plugin is already disabled: plugin {record.name} found but disabled")
+    with job.commit():
+        await _stop(supervisor, entry)
+        record = msgspec.structs.replace(record, enabled=False)
+        event = lifecycle("disable", record, EngineView(actor=record.id, name=typed))
+        try:
+            await parts.save(record, entry.config, event)
+        except PluginsvcError:
+            # the wish stands, so somebody must go on fulfilling it
+            supervisor.watch(record.id, None)
+            raise
+
+
+async def remove(
+    parts: Parts, supervisor: Supervisor, job: Job, entry: Entry, *, typed: str, force: bool
+) -> Path | None:
+    """Remove a plugin (REF 3.9).
+
+    The record goes first, in one transaction with the event; a crash after it leaves a directory that no record names,
+    which the sweep at start deletes.
+
+    Returns:
+        The tombstone that is left to be deleted.
+    """
+    record = entry.record
+    if not force:
+        require_disabled(entry, f"plugin {record.name} is enabled")
+
+    def work(db: sqlite3.Connection) -> None:
+        plugins.delete(db, record.id)
+        journal.append(db, lifecycle("remove", record, EngineView(actor=record.id, name=typed)))
+
+    with job.commit():
+        await _stop(supervisor, entry)
+        try:
+            await parts.database.write(work)
+        except PluginsvcError:
+            if record.enabled:
+                supervisor.watch(record.id, None)
+            raise
+        parts.inventory.drop(record.id)
+        tombstone = await parts.disk.bury(record.id)
+    parts.collect()
+    return tombstone
+
+
+async def _stop(supervisor: Supervisor, entry: Entry) -> None:
+    """Take the plugin from its supervision and stop it; what cannot be stopped is logged, as in Docker."""
+    await supervisor.release(entry.record.id)
+    try:
+        await supervisor.clear(entry.record.id)
+    except PluginsvcError as exc:
+        _log.warning("plugin.stop_failed", plugin=entry.record.id, name=entry.record.name, error=str(exc))

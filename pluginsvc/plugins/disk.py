@@ -1,0 +1,194 @@
+"""The plugins' directories under ROOT: generations, staging, tombstones (design D14, D15)."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+from uuid import uuid4
+
+import structlog
+from anyio import to_thread
+
+from pluginsvc.errors import Internal
+from pluginsvc.fsutil import remove_tree, sync_dir
+from pluginsvc.rootfs import mounts
+
+_log = structlog.get_logger()
+_TOMBSTONE = "-removing"
+
+
+class DiskTrouble(Internal):
+    """A directory of a plugin could not be made, moved or deleted."""
+
+    def __init__(self, what: str, error: OSError) -> None:
+        self.what, self.error = what, error
+        super().__init__(f"cannot {what}: {error.strerror or error}; check the disk and try again")
+
+
+class Disk:
+    """``ROOT/plugins/<id>/{gen-<n>/rootfs,propagated-mount}`` and ``ROOT/staging/…``; names only, no knowledge.
+
+    Args:
+        root: the daemon's ROOT.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._plugins = root / "plugins"
+        self._staging = root / "staging"
+
+    async def open(self) -> None:
+        """Make the directories that are missing, closed to all but root."""
+
+        def work() -> None:
+            for path in (self._plugins, self._staging):
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+        await to_thread.run_sync(work)
+
+    def plugin(self, plugin_id: str) -> Path:
+        """Return the directory of a plugin."""
+        return self._plugins / plugin_id
+
+    def rootfs(self, plugin_id: str, generation: int) -> Path:
+        """Return where a generation of the rootfs is."""
+        return self._plugins / plugin_id / f"gen-{generation}" / "rootfs"
+
+    def propagated(self, plugin_id: str) -> Path:
+        """Return the directory whose mounts the host sees."""
+        return self._plugins / plugin_id / "propagated-mount"
+
+    async def make_staging(self) -> Path:
+        """Make ``ROOT/staging/<random>/rootfs`` and return its parent."""
+        path = self._staging / uuid4().hex
+
+        def work() -> None:
+            (path / "rootfs").mkdir(parents=True)
+            path.chmod(0o700)
+            (path / "rootfs").chmod(0o755)
+
+        try:
+            await to_thread.run_sync(work)
+        except OSError as exc:
+            raise DiskTrouble("make a staging directory", exc) from exc
+        return path
+
+    async def adopt(self, staging: Path, plugin_id: str, generation: int) -> None:
+        """Move a staging directory to its place as a generation and make the names durable."""
+        target = self._plugins / plugin_id / f"gen-{generation}"
+
+        def work() -> None:
+            target.parent.mkdir(mode=0o700, exist_ok=True)
+            # left by a crash between this rename and the transaction that would have named it
+            remove_tree(target)
+            staging.rename(target)
+            sync_dir(target.parent)
+            sync_dir(self._plugins)
+
+        try:
+            await to_thread.run_sync(work)
+        except OSError as exc:
+            raise DiskTrouble(f"move the rootfs of {plugin_id[:12]} into place", exc) from exc
+
+    async def make_propagated(self, plugin_id: str) -> Path:
+        """Make the propagated-mount directory and a shared mount of it onto itself; done already is fine."""
+        path = self.propagated(plugin_id)
+
+        def work() -> None:
+            path.mkdir(mode=0o755, exist_ok=True)
+            mounts.make_shared(path)
+
+        try:
+            await to_thread.run_sync(work)
+        except OSError as exc:
+            raise DiskTrouble(f"make the propagated mount of {plugin_id[:12]}", exc) from exc
+        return path
+
+    async def unmount(self, path: Path) -> None:
+        """Unmount all below ``path``; trouble is logged, since the caller goes on in any case."""
+        try:
+            await to_thread.run_sync(mounts.unmount_below, path)
+        except OSError as exc:
+            _log.warning("disk.unmount_failed", path=str(path), error=str(exc))
+
+    async def bury(self, plugin_id: str) -> Path | None:
+        """Take a plugin's directory out of the way, ready to be discarded; ``None`` where there is none."""
+        path = self.plugin(plugin_id)
+        await self.unmount(path)
+        tombstone = path.with_name(plugin_id + _TOMBSTONE)
+
+        def work() -> Path | None:
+            remove_tree(tombstone)
+            try:
+                path.rename(tombstone)
+            except FileNotFoundError:
+                return None
+            return tombstone
+
+        try:
+            return await to_thread.run_sync(work)
+        except (OSError, Internal) as exc:
+            _log.warning("disk.bury_failed", path=str(path), error=str(exc))
+            return None
+
+    async def discard(self, path: Path) -> None:
+        """Delete a tree; trouble is logged and the sweep of the next start tries again."""
+        await self.unmount(path)
+        try:
+            await to_thread.run_sync(remove_tree, path)
+        except (OSError, Internal) as exc:
+            _log.warning("disk.discard_failed", path=str(path), error=str(exc))
+
+    async def sweep(self, generations: dict[str, int | None]) -> None:
+        """At start: delete staging, tombstones, unknown plugins and generations that no record names.
+
+        Args:
+            generations: plugin ID → the generation its record names; ``None`` spares the directory whole.
+        """
+
+        def doomed() -> list[Path]:
+            found = list(self._staging.iterdir())
+            for path in self._plugins.iterdir():
+                if path.name not in generations:
+                    found.append(path)
+                    continue
+                number = generations[path.name]
+                if number is not None:
+                    found += [p for p in path.iterdir() if p.name.startswith("gen-") and p.name != f"gen-{number}"]
+            return found
+
+        for path in await to_thread.run_sync(doomed):
+            _log.info("disk.swept", path=str(path))
+            await self.discard(path)
+
+    async def sync(self, path: Path) -> None:
+        """Write the file system that holds ``path`` to the disk (syncfs(2))."""
+
+        def work() -> None:
+            libc = ctypes.CDLL(None, use_errno=True)
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                if libc.syncfs(fd) != 0:
+                    number = ctypes.get_errno()
+                    raise OSError(number, os.strerror(number), str(path))
+            finally:
+                os.close(fd)
+
+        await to_thread.run_sync(work)
+
+    async def usage(self) -> int:
+        """Return the bytes that all plugins' directories take on the disk."""
+
+        def work() -> int:
+            seen: set[tuple[int, int]] = set()
+            total = 0
+            for folder, _, files, fd in os.fwalk(self._plugins, follow_symlinks=False):
+                del folder
+                for name in files:
+                    facts = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                    if (facts.st_dev, facts.st_ino) not in seen:
+                        seen.add((facts.st_dev, facts.st_ino))
+                        total += facts.st_blocks * 512
+            return total
+
+        return await to_thread.run_sync(work)

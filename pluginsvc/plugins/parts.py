@@ -1,0 +1,122 @@
+"""What every operation on plugins works with, and the one way to save a change."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import anyio
+import structlog
+
+from pluginsvc.content.store import ContentStore
+from pluginsvc.model.digest import Digest
+from pluginsvc.model.event import EngineView, Event
+from pluginsvc.model.plugin import PluginConfig, PluginRecord
+from pluginsvc.plugins.disk import Disk
+from pluginsvc.plugins.inventory import Entry, Inventory
+from pluginsvc.registry.client import Registry
+from pluginsvc.rootfs.child import Confinement
+from pluginsvc.runtime.executor import Executor
+from pluginsvc.state import journal, leases, plugins
+from pluginsvc.state.database import Database
+from pluginsvc.transfer.pull import Puller
+
+_log = structlog.get_logger()
+_LEASE_SECONDS = 24 * 3600
+CLEANUP_SECONDS = 30.0
+"""Longest time that clean-up after a failure may take while it is shielded from cancellation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The rooms below, put together by the daemon.
+
+    Attributes:
+        collect: asks for a collection of garbage soon; returns at once.
+        gzip_level: for layers of created plugins, 0 (least) to 3.
+        uploads: most uploads at once in one push.
+        stop_grace: seconds from TERM to KILL.
+    """
+
+    database: Database
+    store: ContentStore
+    disk: Disk
+    inventory: Inventory
+    registry: Registry
+    puller: Puller
+    confinement: Confinement
+    executor: Executor
+    collect: Callable[[], None]
+    gzip_level: int = 1
+    uploads: int = 5
+    stop_grace: float = 10.0
+
+    async def save(
+        self, record: PluginRecord, config: PluginConfig, *events: Event, release: str | None = None
+    ) -> Entry:
+        """Write a record and its events in one transaction, then show them (design D1).
+
+        Args:
+            record: the whole new record.
+            config: its config, decoded.
+            events: what happened, in order.
+            release: lease that the record makes needless.
+        """
+
+        def work(db: sqlite3.Connection) -> None:
+            plugins.put(db, record)
+            for event in events:
+                journal.append(db, event)
+            if release:
+                leases.release(db, release)
+
+        await self.database.write(work)
+        entry = Entry.of(record, config)
+        self.inventory.put(entry)
+        return entry
+
+    async def note(self, *events: Event) -> None:
+        """Write events that change no record."""
+
+        def work(db: sqlite3.Connection) -> None:
+            for event in events:
+                journal.append(db, event)
+
+        await self.database.write(work)
+
+    @asynccontextmanager
+    async def lease(self, purpose: str) -> AsyncIterator[str]:
+        """Hold a lease inside the block; afterwards it is released, and what is garbage now is collected."""
+        lease_id = uuid4().hex
+        expires = time.time_ns() + _LEASE_SECONDS * 1_000_000_000
+        await self.database.write(lambda db: leases.create(db, lease_id, expires_ns=expires, purpose=purpose))
+        try:
+            yield lease_id
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self.database.write(lambda db: leases.release(db, lease_id))
+            self.collect()
+
+    async def hold(self, lease_id: str, digest: Digest) -> None:
+        """Put a digest under a lease, before it is looked up or written."""
+        await self.database.write(lambda db: leases.add(db, lease_id, digest))
+
+    @asynccontextmanager
+    async def staging(self) -> AsyncIterator[Path]:
+        """Make a staging directory with an empty ``rootfs``; what is left of it after the block is deleted."""
+        path = await self.disk.make_staging()
+        try:
+            yield path
+        finally:
+            with anyio.move_on_after(CLEANUP_SECONDS, shield=True):
+                await self.disk.discard(path)
+
+
+def lifecycle(action: str, record: PluginRecord, engine: EngineView | None = None, **attributes: str) -> Event:
+    """Build the event for ``action`` on the plugin of ``record``; ``engine=None`` keeps it off Docker's stream."""
+    return Event(action=action, plugin_id=record.id, plugin_name=record.name, attributes=attributes, engine=engine)

@@ -1,0 +1,1 @@
+"""The distribution client: knows HTTP and no disk."""

@@ -1,0 +1,1 @@
+"""The one database: records, leases and the event journal (SQLite)."""

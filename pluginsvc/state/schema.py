@@ -1,0 +1,56 @@
+"""The tables, as a list of steps; ``user_version`` counts the steps a database has taken."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from pluginsvc.errors import Internal
+
+_FIRST = (
+    "CREATE TABLE plugins (id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, record BLOB NOT NULL) STRICT",
+    # beside the record, so that a record nobody can decode still keeps its blobs from collection
+    """CREATE TABLE plugin_blobs (
+        plugin_id TEXT NOT NULL REFERENCES plugins (id) ON DELETE CASCADE, digest TEXT NOT NULL,
+        PRIMARY KEY (plugin_id, digest)) STRICT, WITHOUT ROWID""",
+    "CREATE INDEX plugin_blobs_digest ON plugin_blobs (digest)",
+    "CREATE TABLE leases (id TEXT PRIMARY KEY, purpose TEXT NOT NULL, expires_ns INTEGER NOT NULL) STRICT",
+    """CREATE TABLE lease_blobs (
+        lease_id TEXT NOT NULL REFERENCES leases (id) ON DELETE CASCADE, digest TEXT NOT NULL,
+        PRIMARY KEY (lease_id, digest)) STRICT, WITHOUT ROWID""",
+    "CREATE INDEX lease_blobs_digest ON lease_blobs (digest)",
+    # AUTOINCREMENT: a number is never given twice, not even after its row was pruned
+    """CREATE TABLE journal (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT, time_ns INTEGER NOT NULL, event BLOB NOT NULL) STRICT""",
+    "CREATE INDEX journal_time ON journal (time_ns)",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST,)
+"""Statements of each step; a step that was released is never changed, only followed by another."""
+
+
+class SchemaTooNew(Internal):
+    """A newer pluginsvc has written the database."""
+
+    def __init__(self, found: int, known: int) -> None:
+        self.found, self.known = found, known
+        super().__init__(
+            f"the state database has schema {found}, this pluginsvc knows schemas up to {known}: "
+            "run the newer pluginsvc that wrote it, or restore a backup from before the upgrade"
+        )
+
+
+def migrate(db: sqlite3.Connection) -> None:
+    """Take the steps that are missing, each in a transaction of its own.
+
+    Raises:
+        SchemaTooNew: the database has taken steps that are not known here.
+    """
+    (taken,) = db.execute("PRAGMA user_version").fetchone()
+    if taken > len(MIGRATIONS):
+        raise SchemaTooNew(taken, len(MIGRATIONS))
+    for number in range(taken, len(MIGRATIONS)):
+        db.execute("BEGIN IMMEDIATE")
+        for statement in MIGRATIONS[number]:
+            db.execute(statement)
+        db.execute(f"PRAGMA user_version = {number + 1}")
+        db.execute("COMMIT")

@@ -1,0 +1,1 @@
+"""Where registry meets content: pull, push and their progress."""
