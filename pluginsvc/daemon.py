@@ -7,25 +7,33 @@ import os
 import signal
 import socket
 import sqlite3
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
+from importlib.metadata import version as package_version
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies_environment
 
 import anyio
 import anyio.abc
 import msgspec
 import structlog
+from anyio import to_thread
 
 from pluginsvc import log
 from pluginsvc.api.app import make_app, serve
+from pluginsvc.api.listeners import FdListener, Listener, TcpListener, UnixListener
+from pluginsvc.api.system import SystemFacts
 from pluginsvc.config import RELOADABLE, Settings
 from pluginsvc.content.gc import Collector
 from pluginsvc.content.store import ContentStore
-from pluginsvc.errors import Conflict, Internal, PluginsvcError
+from pluginsvc.errors import Conflict, Internal, InvalidParameter, PluginsvcError, first_leaf
 from pluginsvc.events.bus import Bus
 from pluginsvc.events.journal import Publisher, follow
 from pluginsvc.events.subscribers import audit_log
+from pluginsvc.fsutil import atomic_write
 from pluginsvc.model.digest import Digest
 from pluginsvc.plugins.disk import Disk
 from pluginsvc.plugins.inventory import Inventory
@@ -34,7 +42,7 @@ from pluginsvc.plugins.parts import Parts
 from pluginsvc.plugins.supervise import Supervisor
 from pluginsvc.registry.client import Registry
 from pluginsvc.registry.hosts import Hosts
-from pluginsvc.rootfs.child import Confinement
+from pluginsvc.rootfs.confinement import Confinement
 from pluginsvc.runtime.executor import Executor
 from pluginsvc.state import journal, leases, plugins
 from pluginsvc.state.database import Database
@@ -46,6 +54,7 @@ _log = structlog.get_logger()
 READY_WITHIN = 10.0
 """Longest wait for wished plugins before the daemon calls itself ready, in seconds (design §3)."""
 PRUNE_EVERY = 600.0
+_USER_AGENT = f"pluginsvc/{package_version('pluginsvc')}"
 
 
 class AlreadyRunning(Conflict):
@@ -64,6 +73,15 @@ class NoDirectory(Internal):
         super().__init__(f"cannot use {path}: {error.strerror}; run as root, or choose another directory")
 
 
+class NothingInherited(InvalidParameter):
+    """``fd://`` without socket activation."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "fd:// is set but no socket was handed over: start pluginsvc.socket, or listen on unix:///PATH"
+        )
+
+
 def run(settings: Settings, reload: Callable[[], Settings]) -> None:
     """Run the daemon until SIGTERM or SIGINT.
 
@@ -79,7 +97,10 @@ def run(settings: Settings, reload: Callable[[], Settings]) -> None:
     os.umask(0o077)
     root, run_root = Path(settings.root), Path(settings.run_root)
     with _locked(root), _locked(run_root):
-        anyio.run(partial(_Daemon(settings, reload).run, inherited_sockets()))
+        try:
+            anyio.run(_Daemon(settings, reload).run, inherited_sockets())
+        except* PluginsvcError as group:
+            raise first_leaf(group) from group
 
 
 @contextmanager
@@ -109,7 +130,7 @@ class _Daemon:
         self._notifier = Notifier()
         self._stop = anyio.Event()
 
-    async def run(self, inherited: list[socket.socket]) -> None:
+    async def run(self, inherited: list[int]) -> None:
         """Open everything, serve until told to stop, close in reverse order."""
         settings = self._settings
         root = Path(settings.root)
@@ -117,12 +138,14 @@ class _Daemon:
         bus = Bus()
         async with (
             _opened(root / "state.db") as database,
-            Registry(_hosts(settings), user_agent=USER_AGENT) as registry,
+            Registry(_hosts(settings), user_agent=_USER_AGENT, proxies=getproxies_environment()) as registry,
             Confinement() as confinement,
             anyio.create_task_group() as services,
         ):
             store = ContentStore(root / "content")
             await store.open()
+            disk = Disk(root)
+            await disk.open()
             await database.write(leases.clear)
             collector = Collector(
                 store,
@@ -130,26 +153,31 @@ class _Daemon:
                 remove=partial(_remove_unneeded, database, store),
                 interval=settings.gc_interval,
             )
+            executor = Executor(
+                runtime=settings.runtime,
+                conmon=settings.conmon,
+                run_root=Path(settings.run_root),
+                log_root=root / "logs",
+            )
             parts = Parts(
                 database=database,
                 store=store,
-                disk=Disk(root),
+                disk=disk,
                 inventory=Inventory(),
                 registry=registry,
                 puller=Puller(store, lease=partial(_lease, database), limit=settings.max_concurrent_downloads),
                 confinement=confinement,
-                executor=Executor(
-                    runtime=settings.runtime, conmon=settings.conmon, run_root=Path(settings.run_root)
-                ),
+                executor=executor,
                 collect=collector.trigger,
                 gzip_level=settings.gzip_level,
                 uploads=settings.max_concurrent_uploads,
                 stop_grace=settings.stop_timeout,
             )
             await services.start(self._signals, registry)
+            await services.start(executor.serve)
             publisher = Publisher(database, bus)
             await services.start(publisher.run)
-            services.start_soon(audit_log, bus)
+            services.start_soon(audit_log, database, bus)
             services.start_soon(self._prune_journal, database)
             if self._notifier.watchdog_interval is not None:
                 services.start_soon(self._feed_watchdog, self._notifier.watchdog_interval)
@@ -158,29 +186,26 @@ class _Daemon:
                 manager = Manager(parts, supervisor, collector, jobs, services)
                 wished = await manager.restore()
                 services.start_soon(collector.serve)
-                app = make_app(manager=manager, system=self._facts(parts), events=partial(follow, database, bus))
-                async with serve(
-                    app,
-                    hosts=settings.hosts,
-                    inherited=inherited,
-                    group=settings.group,
-                    shutdown_timeout=settings.shutdown_timeout,
-                ):
+                app = make_app(
+                    manager=manager,
+                    system=await to_thread.run_sync(_facts, settings),
+                    events=partial(follow, database, bus),
+                )
+                async with serve(app, _listeners(settings, inherited), grace=settings.shutdown_timeout) as addresses:
                     with anyio.move_on_after(READY_WITHIN):
                         for event in wished:
                             await event.wait()
                     self._notifier.ready(f"{len(parts.inventory)} plugins, {len(wished)} enabled")
                     _log.info(
                         "daemon.ready",
-                        hosts=list(settings.hosts),
+                        hosts=addresses,
                         plugins=len(parts.inventory),
                         seconds=round(anyio.current_time() - started, 3),
                     )
                     await self._stop.wait()
                     self._notifier.stopping()
                     _log.info("daemon.stopping")
-                    # event streams never end by themselves
-                    bus.close()
+            bus.close()
             if not settings.live_restore:
                 await supervisor.stop_all()
             services.cancel_scope.cancel()
@@ -210,10 +235,8 @@ class _Daemon:
             field for field in Settings.__struct_fields__ if getattr(fresh, field) != getattr(self._settings, field)
         }
         log.configure(level=fresh.log_level, style=self._settings.log_format)
-        registry.hosts = _hosts(fresh)
-        _log.info(
-            "daemon.reloaded", changed=sorted(changed & RELOADABLE), needs_restart=sorted(changed - RELOADABLE)
-        )
+        registry.use(_hosts(fresh))
+        _log.info("daemon.reloaded", changed=sorted(changed & RELOADABLE), needs_restart=sorted(changed - RELOADABLE))
         self._settings = msgspec.structs.replace(
             self._settings, **{field: getattr(fresh, field) for field in RELOADABLE}
         )
@@ -239,6 +262,46 @@ async def _opened(path: Path) -> AsyncIterator[Database]:
     finally:
         with anyio.CancelScope(shield=True):
             await database.close()
+
+
+def _facts(settings: Settings) -> SystemFacts:
+    """Return what the daemon tells of itself; its ID is drawn at the first start and kept in ROOT."""
+    path = Path(settings.root) / "engine-id"
+    try:
+        engine_id = path.read_text("ascii").strip()
+    except FileNotFoundError:
+        engine_id = str(uuid.uuid4())
+        atomic_write(path, f"{engine_id}\n".encode())
+    return SystemFacts(
+        id=engine_id,
+        name=socket.gethostname(),
+        root=Path(settings.root),
+        version=package_version("pluginsvc"),
+        runtime=settings.runtime,
+        insecure=settings.insecure_registries,
+        mirrors=settings.registry_mirrors,
+        debug=settings.log_level == "debug",
+    )
+
+
+def _listeners(settings: Settings, inherited: list[int]) -> list[Listener]:
+    """Turn the addresses of the settings into listeners; systemd's sockets come where ``fd://`` stands.
+
+    Raises:
+        NothingInherited: ``fd://`` is asked for and systemd has handed nothing over.
+    """
+    found: list[Listener] = []
+    for host in settings.hosts:
+        url = urlsplit(host)
+        if url.scheme == "unix":
+            found.append(UnixListener(Path(url.path), group=settings.group))
+        elif url.scheme == "tcp":
+            found.append(TcpListener(url.hostname or "", url.port or 0))
+        else:
+            if not inherited:
+                raise NothingInherited
+            found += [FdListener(fd) for fd in inherited]
+    return found
 
 
 def _hosts(settings: Settings) -> Hosts:

@@ -51,15 +51,11 @@ class Notifier:
         self.send("WATCHDOG=1")
 
 
-def inherited_sockets() -> list[socket.socket]:
-    """Return the listening sockets that systemd handed over, and take them out of the environment."""
+def inherited_sockets() -> list[int]:
+    """Return the descriptors of the sockets that systemd handed over, and take them out of the environment."""
     pid = os.environ.pop("LISTEN_PID", "")
     count = os.environ.pop("LISTEN_FDS", "")
     os.environ.pop("LISTEN_FDNAMES", "")
     if pid != str(os.getpid()) or not count.isdecimal():
         return []
-    found = []
-    for fd in range(_FIRST_FD, _FIRST_FD + int(count)):
-        os.set_inheritable(fd, False)
-        found.append(socket.socket(fileno=fd))
-    return found
+    return list(range(_FIRST_FD, _FIRST_FD + int(count)))

@@ -124,7 +124,8 @@ class JobGroup:
             for job in list(self._jobs):
                 await job.done.wait()
         for job in list(self._jobs):
-            job.scope.cancel()
+            if not job.committed:
+                job.scope.cancel()
         for job in list(self._jobs):
             await job.done.wait()
 

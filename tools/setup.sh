@@ -56,13 +56,15 @@ install_programs() {
         lacks=$(missing)
         [ -n "$lacks" ] || return 0
     fi
-    say "this machine lacks:"
-    printf '%s\n' "$lacks" | sed 's/^/  - /'
-    if is_debian; then
-        say "as root: apt-get install --no-install-recommends ${installed[*]}"
-    else
-        say "install them with your system's packages (Debian calls them: ${installed[*]}), then try again"
-    fi >&2
+    {
+        say "this machine lacks:"
+        printf '%s\n' "$lacks" | sed 's/^/  - /'
+        if is_debian; then
+            say "as root: apt-get install --no-install-recommends ${installed[*]}"
+        else
+            say "install them with your system's packages (Debian calls them: ${installed[*]}), then try again"
+        fi
+    } >&2
     return 1
 }
 
@@ -77,6 +79,7 @@ unpack_parts() {
         say "no Debian, so nothing to unpack from; put these programs on PATH: ${lacks[*]}" >&2
         return 1
     fi
+    rm -rf .cache/parts.?????? # of a run that was killed
     say "downloading and unpacking (not installing) $wanted"
     new=$(mktemp -d .cache/parts.XXXXXX)
     # shellcheck disable=SC2064  # the name is wanted as it is now

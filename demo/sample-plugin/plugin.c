@@ -386,13 +386,19 @@ static bool send_all(int client, const char *bytes, size_t length) {
         if (!wait_for(client, POLLOUT, CLIENT_MS)) return false;
         ssize_t sent = send(client, bytes, length, MSG_NOSIGNAL | MSG_DONTWAIT);
         if (sent < 0 && errno != EAGAIN) return false;
-        if (sent > 0) bytes += sent, length -= (size_t)sent;
+        if (sent > 0) {
+            bytes += sent;
+            length -= (size_t)sent;
+        }
     }
     return true;
 }
 
 static void respond(int client, int status, const struct text *answer) {
-    const char *reason = status == 200 ? "OK" : status == 404 ? "Not Found" : status == 500 ? "Internal Server Error" : "Bad Request";
+    const char *reason = status == 200   ? "OK"
+                         : status == 404 ? "Not Found"
+                         : status == 500 ? "Internal Server Error"
+                                         : "Bad Request";
     char head[256];
     int length = snprintf(head, sizeof head,
                           "HTTP/1.1 %d %s\r\nContent-Type: application/vnd.docker.plugins.v1.1+json\r\n"

@@ -18,6 +18,7 @@ from aiohttp.web_protocol import PayloadAccessError, RequestPayloadError
 
 from pluginsvc.api.gojson import GoSyntaxError, end_of_value
 from pluginsvc.errors import Cancelled, InvalidParameter
+from pluginsvc.model.auth import Credentials, credentials_from
 from pluginsvc.model.privilege import Privilege
 
 MAX_JSON = 1024 * 1024
@@ -27,9 +28,9 @@ JSON_TIMEOUT = 60.0
 """Seconds a client may take to send a JSON body."""
 
 _SCAN_LIMIT = 64 * 1024
-_TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-_MEDIA_TYPE = re.compile(rf"({_TOKEN})(/({_TOKEN})?)?")
-_MEDIA_PARAMETERS = re.compile(rf'(?:;\s*{_TOKEN}\s*=\s*(?:{_TOKEN}|"(?:[^"\\]|\\.)*")\s*)*;?\s*')
+_WORD = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_MEDIA_TYPE = re.compile(rf"({_WORD})(/({_WORD})?)?")
+_MEDIA_PARAMETERS = re.compile(rf'(?:;\s*{_WORD}\s*=\s*(?:{_WORD}|"(?:[^"\\]|\\.)*")\s*)*;?\s*')
 _WHITE_SPACE = b" \t\r\n"
 
 
@@ -95,7 +96,9 @@ def _check_content_type(text: str) -> None:
     elif found[2] and not found[3]:
         problem = "mime: expected token after slash"
     elif found.end() != len(base):
-        problem = f"mime: {'unexpected content after media subtype' if found[3] else 'expected slash after first token'}"
+        problem = (
+            f"mime: {'unexpected content after media subtype' if found[3] else 'expected slash after first token'}"
+        )
     elif not _MEDIA_PARAMETERS.fullmatch(semicolon + rest):
         problem = "mime: invalid media parameter"
     if problem:
@@ -128,6 +131,17 @@ def decode_json(raw: bytes) -> Any:
         return msgspec.json.decode(raw.decode(errors="replace"))
     except (msgspec.MsgspecError, RecursionError) as exc:
         raise InvalidBody(f"invalid JSON: {exc}") from exc
+
+
+def credentials(document: Any) -> Credentials:
+    """Read the body of ``auth``; keys in any case.
+
+    Raises:
+        InvalidBody: not an object.
+    """
+    if not isinstance(document, dict | None):
+        raise _mismatch(document, "Go value of type registry.AuthConfig")
+    return credentials_from(document)
 
 
 def string_list(document: Any) -> list[str]:

@@ -15,6 +15,7 @@ _STRING = re.compile(r'"(?:[^"\\\x00-\x1f]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*')
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 _EXPONENT = re.compile(r"[eE][+-]?")
 _LITERALS = {"t": "true", "f": "false", "n": "null"}
+_NUMBER_STARTS = frozenset("-0123456789")
 _MAX_DEPTH = 10_000
 _HEX = frozenset("0123456789abcdefABCDEF")
 
@@ -66,9 +67,9 @@ class _Scanner:
         char = self._peek()
         scanners: dict[str, Callable[[], None]] = {'"': self._string, "t": self._literal, "f": self._literal}
         scanners |= {"n": self._literal, "{": self._object, "[": self._array}
-        if char == "-" or char.isdigit():
+        if char in _NUMBER_STARTS:
             self._number()
-        elif char in scanners and char:
+        elif char in scanners:
             scanners[char]()
         else:
             raise self._fail("looking for beginning of value", self.at)

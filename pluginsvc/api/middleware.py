@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import itertools
+import logging
 import os
 import time
-from collections.abc import Awaitable, Callable
 from urllib.parse import quote
 
 import structlog
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from pluginsvc.api.params import MAX_API_VERSION, MIN_API_VERSION, clean_path, version_key
 from pluginsvc.api.replies import API_VERSION, FAILURE, HEADERS, REQUEST_ID, describe, empty, error_reply
@@ -23,6 +24,7 @@ from pluginsvc.api.routing import Match, Route, Router
 from pluginsvc.errors import Forbidden, InvalidParameter, NotFound
 
 _log = structlog.get_logger()
+_OURS = frozenset({500, 503})
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
 _MIN, _MAX = version_key(MIN_API_VERSION), version_key(MAX_API_VERSION)
 _numbers = itertools.count(1)
@@ -44,35 +46,44 @@ class ForeignRequest(Forbidden):
     """A request over TCP that a web page may have sent."""
 
 
-@web.middleware
-async def edge(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
-    """Answer any request: run ``handler``, turn what it raises into an answer, log one line."""
-    started = time.perf_counter()
-    request_id = request[REQUEST_ID] = f"{_PROCESS}-{next(_numbers)}"
-    request[HEADERS] = {}
-    request[API_VERSION] = ""
-    structlog.contextvars.bind_contextvars(request_id=request_id)
-    crash: Exception | None = None
-    text = ""
-    try:
-        response = await handler(request)
-        text = request.get(FAILURE) or ""
-    except asyncio.CancelledError:
-        _summary(request, 499, started, "the client went away")
-        raise
-    except Exception as exc:  # noqa: BLE001 - the edge answers for everything below it
-        status, text, ours = describe(exc, request)
-        if _is_gone(request):
-            _summary(request, 499, started, text)
-            raise ConnectionResetError("the client went away") from exc
-        crash = None if ours else exc
-        if request.writer.output_size:
-            # the headers are out: breaking the connection is the only way not to look complete
-            _summary(request, status, started, text, crash)
-            raise ConnectionResetError("failed in the middle of an answer") from exc
-        response = error_reply(status, text, version=request[API_VERSION])
-    _summary(request, response.status, started, text, crash)
-    return response
+def make_edge(router: Router, server: str) -> Middleware:
+    """Return the middleware that answers every request, whatever aiohttp's own router makes of it.
+
+    Args:
+        router: the routes.
+        server: the ``Server`` header.
+    """
+
+    @web.middleware
+    async def edge(request: web.Request, handler: object) -> web.StreamResponse:
+        started = time.perf_counter()
+        request_id = request[REQUEST_ID] = f"{_PROCESS}-{next(_numbers)}"
+        request[HEADERS] = {}
+        request[API_VERSION] = ""
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        crash: Exception | None = None
+        text = ""
+        try:
+            response = await _dispatch(request, router, server)
+            text = request.get(FAILURE) or ""
+        except asyncio.CancelledError:
+            _summary(request, 499, started, "the client went away")
+            raise
+        except Exception as exc:
+            status, text, ours = describe(exc, request)
+            if _is_gone(request):
+                _summary(request, 499, started, text)
+                raise ConnectionResetError("the client went away") from exc
+            crash = None if ours else exc
+            if request.writer.output_size:
+                # the headers are out: breaking the connection is the only way not to look complete
+                _summary(request, status, started, text, crash)
+                raise ConnectionResetError("failed in the middle of an answer") from exc
+            response = error_reply(status, text, version=request[API_VERSION])
+        _summary(request, response.status, started, text, crash)
+        return response
+
+    return edge
 
 
 def _is_gone(request: web.Request) -> bool:
@@ -89,7 +100,7 @@ def _summary(request: web.Request, status: int, started: float, text: str, crash
     if crash is not None:
         _log.error("request", **facts, error=text, exc_info=crash)
     elif text:
-        _log.log(40 if status == 500 or status == 503 else 20, "request", **facts, error=text)
+        _log.log(logging.ERROR if status in _OURS else logging.INFO, "request", **facts, error=text)
     elif request.method in _READS:
         # polled by health checks and clients, thousands in a second
         _log.debug("request", **facts)
@@ -103,34 +114,25 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
     response.headers.update(request.get(HEADERS) or {})
 
 
-def dispatcher(router: Router, server: str) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-    """Return the one handler that aiohttp knows: it guards, finds the route, negotiates and calls it.
-
-    Args:
-        router: the routes.
-        server: the ``Server`` header.
-    """
-
-    async def dispatch(request: web.Request) -> web.StreamResponse:
-        _refuse_foreign(request)
-        path = request.rel_url.path
-        cleaned = clean_path(path)
-        if cleaned != path:
-            return _moved(request, cleaned)
-        match = router.find(request.method, path)
-        if match is None:
-            raise PageNotFound
-        request[API_VERSION] = match.version
-        headers = request[HEADERS]
-        headers["Api-Version"] = MAX_API_VERSION
-        headers["Ostype"] = "linux"
-        headers["Server"] = server
-        _negotiate(match)
-        headers["Docker-Experimental"] = "false"
-        _check_since(match.route, match.version)
-        return await match.route.handler(request, match.name)
-
-    return dispatch
+async def _dispatch(request: web.Request, router: Router, server: str) -> web.StreamResponse:
+    """Guard, find the route, negotiate the version, call the handler."""
+    _refuse_foreign(request)
+    path = request.rel_url.path
+    cleaned = clean_path(path)
+    if cleaned != path:
+        return _moved(request, cleaned)
+    match = router.find(request.method, path)
+    if match is None:
+        raise PageNotFound
+    request[API_VERSION] = match.version
+    headers = request[HEADERS]
+    headers["Api-Version"] = MAX_API_VERSION
+    headers["Ostype"] = "linux"
+    headers["Server"] = server
+    _negotiate(match)
+    headers["Docker-Experimental"] = "false"
+    _check_since(match.route, match.version)
+    return await match.route.handler(request, match.name)
 
 
 def _moved(request: web.Request, path: str) -> web.Response:

@@ -99,12 +99,20 @@ def event_time(query: Mapping[str, str], key: str) -> int | None:
     whole, dot, fraction = text.partition(".")
     try:
         seconds = integer(whole, function="ParseInt")
-        if dot and (not fraction.isascii() or not fraction.isdigit()):
-            raise InvalidNumber("ParseInt", fraction, "invalid syntax")
+        nanoseconds = _fraction(fraction) if dot else 0
     except InvalidNumber as exc:
         raise InvalidTime(key, exc) from exc
-    nanoseconds = int(fraction[:9].ljust(9, "0"))
-    return None if seconds == -1 else seconds * 1_000_000_000 + nanoseconds
+    if seconds == -1:
+        return None
+    # what does not fit 64 bits is as good as the edge of time, and the journal's columns hold no more
+    return max(-(2**63), min(2**63 - 1, seconds * 1_000_000_000 + nanoseconds))
+
+
+def _fraction(digits: str) -> int:
+    """Return the nanoseconds that the digits after the point stand for."""
+    if not digits.isascii() or not digits.isdigit():
+        raise InvalidNumber("ParseInt", digits, "invalid syntax")
+    return int(digits[:9].ljust(9, "0"))
 
 
 def version_key(version: str) -> tuple[int, ...]:

@@ -54,7 +54,9 @@ class Match:
 class Router:
     """Finds routes: literal paths first, then patterns in the order given."""
 
-    def __init__(self, routes: Iterable[Route], *, options: Handler, unsupported: tuple[re.Pattern[str], Handler]) -> None:
+    def __init__(
+        self, routes: Iterable[Route], *, options: Handler, unsupported: tuple[re.Pattern[str], Handler]
+    ) -> None:
         self._literal: dict[tuple[str, str], Route] = {}
         self._patterns: list[tuple[str, re.Pattern[str], Route]] = []
         for route in routes:

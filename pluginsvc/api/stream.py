@@ -68,12 +68,12 @@ class _Lines:
     async def write(self, line: Line) -> None:
         if self.gone:
             return
-        try:
-            with anyio.move_on_after(WRITE_TIMEOUT) as limit:
+        with anyio.move_on_after(WRITE_TIMEOUT) as limit:
+            try:
                 await self.begin()
                 await self.response.write(encode_line(line))
-        except ConnectionError:
-            self.gone = True
+            except ConnectionError:
+                self.gone = True
         if limit.cancelled_caught and self._request.transport is not None:
             self.gone = True
             # the handler is cancelled by the loss of the connection, as with any client that goes away

@@ -50,11 +50,21 @@ def parse_config(raw: bytes) -> PluginConfig:
     problems = list(_type_problems(folded, PluginConfig, ""))
     if problems:
         raise InvalidPluginConfig(problems)
-    config = msgspec.convert(folded, PluginConfig)
+    config = _normalised(msgspec.convert(folded, PluginConfig))
     problems = list(_value_problems(config))
     if problems:
         raise InvalidPluginConfig(problems)
     return config
+
+
+def _normalised(config: PluginConfig) -> PluginConfig:
+    """Write types with both separators and leave out empty members that Moby leaves out (REF §2)."""
+    interface = msgspec.structs.replace(
+        config.interface,
+        protocol_scheme=config.interface.protocol_scheme or msgspec.UNSET,
+        types=None if config.interface.types is None else [str(found) for found in config.interface.capabilities],
+    )
+    return msgspec.structs.replace(config, interface=interface, docker_version=config.docker_version or msgspec.UNSET)
 
 
 def fold_keys(value: Any, kind: Any) -> Any:

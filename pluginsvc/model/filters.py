@@ -33,7 +33,7 @@ def parse_filters(text: str) -> dict[str, list[str]]:
                 for key, values in document.items()
             }
         return msgspec.convert(document, dict[str, list[str]])
-    except (msgspec.MsgspecError, RecursionError) as exc:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
         raise InvalidFilter from exc
 
 

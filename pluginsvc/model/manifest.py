@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -84,7 +84,7 @@ class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit
 
     media_type: str
     digest: Digest
-    size: int
+    size: Annotated[int, msgspec.Meta(ge=0)]
     urls: list[str] | None = None
     annotations: dict[str, str] | None = None
     platform: Platform | None = None
@@ -156,12 +156,10 @@ def parse_manifest(raw: bytes) -> Manifest:
     """
     try:
         manifest = _MANIFEST.decode(raw)
-    except (msgspec.MsgspecError, ValueError) as exc:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
         raise InvalidManifest(str(exc)) from exc
     if manifest.schema_version != 2:
         raise InvalidManifest(f"schema version {manifest.schema_version} is not supported, only 2 is")
-    if any(blob.size < 0 for blob in manifest.blobs):
-        raise InvalidManifest("a descriptor has a negative size")
     return manifest
 
 
@@ -169,11 +167,11 @@ def parse_index(raw: bytes) -> Index:
     """Decode an index.
 
     Raises:
-        InvalidManifest: not JSON or wrong shape.
+        InvalidManifest: not JSON, wrong shape, a negative size or a malformed digest.
     """
     try:
         return _INDEX.decode(raw)
-    except (msgspec.MsgspecError, ValueError) as exc:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
         raise InvalidManifest(str(exc)) from exc
 
 

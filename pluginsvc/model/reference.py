@@ -70,15 +70,13 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
             )
         domain, remainder = _split_domain(text)
         # only the path must be lower case: a tag or digest may follow it
-        name = remainder.partition("@")[0]
-        head, _, last = name.rpartition("/")
-        path = f"{head}/{last.partition(':')[0]}" if head else last.partition(":")[0]
+        path = remainder.partition(":")[0]
         if path != path.lower():
             raise InvalidReference(text, f"invalid reference format: repository name ({path}) must be lowercase")
         found = _REFERENCE.fullmatch(f"{domain}/{remainder}")
         if found is None or found["domain"] != domain:
             raise InvalidReference(text)
-        if len(f"{domain}/{found['path']}") > _MAX_REPOSITORY:
+        if len(found["path"]) > _MAX_REPOSITORY:
             raise InvalidReference(text, f"repository name must not be more than {_MAX_REPOSITORY} characters")
         try:
             digest = Digest.parse(found["digest"]) if found["digest"] else None

@@ -42,7 +42,7 @@ async def change_settings(parts: Parts, entry: Entry, arguments: list[str]) -> N
         record = msgspec.structs.replace(entry.record, settings=settings)
         names = ",".join(argument.partition("=")[0] for argument in arguments)
         # values may be secrets: the event names what was set, not to what
-        await parts.save(record, entry.config, lifecycle("set", record, settings=names))
+        await parts.save(record, entry.config, lifecycle("set", record, attributes={"settings": names}))
 
 
 async def enable(parts: Parts, supervisor: Supervisor, job: Job, entry: Entry, *, typed: str, timeout: int) -> None:

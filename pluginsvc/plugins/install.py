@@ -138,7 +138,7 @@ async def install(
             return await parts.save(
                 record,
                 resolved.config,
-                lifecycle("pull", record, view, remote=str(remote)),
+                lifecycle("pull", record, view, attributes={"remote": str(remote)}),
                 lifecycle("create", record),
                 release=lease,
             )
@@ -175,11 +175,12 @@ async def upgrade(
         with job.commit():
             await parts.disk.adopt(staging, record.id, record.generation)
             view = EngineView(actor=remote.familiar, name=record.name)
+            change = {"remote": str(remote), "before": str(old.manifest), "after": str(record.manifest)}
             upgraded = await parts.save(
                 record,
                 resolved.config,
-                lifecycle("pull", record, view, remote=str(remote)),
-                lifecycle("upgrade", record, remote=str(remote), before=old.manifest, after=record.manifest),
+                lifecycle("pull", record, view, attributes={"remote": str(remote)}),
+                lifecycle("upgrade", record, attributes=change),
                 release=lease,
             )
     await parts.disk.discard(parts.disk.rootfs(old.id, old.generation).parent)
@@ -200,7 +201,7 @@ async def publish(parts: Parts, entry: Entry, *, access: RegistryAccess, sink: S
         sink=sink,
         limit=parts.uploads,
     )
-    await parts.note(lifecycle("push", record, digest=aux.digest, tag=aux.tag))
+    await parts.note(lifecycle("push", record, attributes={"digest": aux.digest, "tag": aux.tag}))
 
 
 async def rebuild(parts: Parts, entry: Entry) -> Entry:
@@ -246,7 +247,7 @@ async def _fetch(
 ) -> tuple[pull.Resolved, str]:
     """Resolve, compare privileges, download and unpack; return what was resolved and where it came from."""
     fetcher = parts.registry.fetcher(remote, access)
-    resolved = await pull.resolve(fetcher)
+    resolved = await pull.resolve(fetcher, remote)
     check_privileges(granted, required_privileges(resolved.config))
     async with parts.confinement.unpack(rootfs) as unpacker:
         await parts.puller.pull(resolved, fetcher, reference=remote, lease_id=lease, apply=unpacker.apply, sink=sink)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 import anyio
 import anyio.abc
@@ -99,7 +100,7 @@ class Manager:
 
     async def privileges(self, remote: Reference, access: RegistryAccess) -> list[Privilege]:
         """Return what a remote plugin would ask of the host; registry trouble is an error (REF 7.3)."""
-        resolved = await pull.resolve(self._parts.registry.fetcher(remote, access))
+        resolved = await pull.resolve(self._parts.registry.fetcher(remote, access), remote)
         return required_privileges(resolved.config)
 
     async def login(self, credentials: Credentials) -> str:
@@ -123,23 +124,24 @@ class Manager:
     async def pull(
         self, remote: Reference, *, name: str, granted: list[Privilege], access: RegistryAccess, sink: Sink
     ) -> None:
-        """Install a plugin from a registry, disabled; see ``install.install``.
+        """Install a plugin from a registry, disabled; see ``install.install``, and ``pull_name`` for ``name``.
 
         Raises:
             NameTaken: there is such a plugin, or one is being made.
         """
+        local = self.pull_name(remote, name)
 
         async def work(job: Job) -> None:
             try:
-                with self._parts.inventory.reserve(name):
+                with self._parts.inventory.reserve(local):
                     entry = await install.install(
-                        self._parts, job, remote, name=name, granted=granted, access=access, sink=sink
+                        self._parts, job, remote, name=local, granted=granted, access=access, sink=sink
                     )
             except PluginExists as exc:
                 raise NameTaken(str(exc)) from exc
             self._settle_soon(entry)
 
-        await self._jobs.run(f"pull {name}", work)
+        await self._jobs.run(f"pull {local}", work)
 
     def upgrade_name(self, name: str) -> str:
         """Return the local name of the plugin that an upgrade of ``name`` is about."""
@@ -220,8 +222,7 @@ class Manager:
 
         async def work(job: Job, entry: Entry) -> None:
             tombstone = await control.remove(self._parts, self._supervisor, job, entry, typed=name, force=force)
-            if tombstone is not None:
-                self._background.start_soon(self._parts.disk.discard, tombstone)
+            self._background.start_soon(self._erase, entry.record.id, tombstone)
 
         await self._locked("remove", name, work)
 
@@ -244,7 +245,7 @@ class Manager:
         known = await self._parts.database.read(_ids)
         generations: dict[str, int | None] = dict.fromkeys(known)
         generations.update({record.id: record.generation for record in records})
-        await self._clear_strays({record.id for record in records if record.enabled})
+        await self._clear_strays(frozenset(record.id for record in records if record.enabled))
         await self._parts.disk.sweep(generations)
         for record in records:
             await self._load(record)
@@ -265,7 +266,7 @@ class Manager:
         if entry.record.unsynced_boot:
             self._settle_soon(entry)
 
-    async def _clear_strays(self, wished: set[str]) -> None:
+    async def _clear_strays(self, wished: frozenset[str]) -> None:
         """Stop what runs without a wish: an enable that a crash interrupted, or a plugin that is gone."""
         for plugin_id in await self._parts.executor.instances():
             if plugin_id not in wished:
@@ -283,6 +284,15 @@ class Manager:
                 await work(job, self._parts.inventory.get(plugin_id))
 
         await self._jobs.run(f"{verb} {typed}", locked)
+
+    async def _erase(self, plugin_id: str, tombstone: Path | None) -> None:
+        """Delete what a removed plugin leaves; trouble is logged, and the next start sweeps."""
+        try:
+            await self._parts.executor.remove_logs(plugin_id)
+        except PluginsvcError as exc:
+            _log.warning("plugin.logs_not_removed", plugin=plugin_id, error=str(exc))
+        if tombstone is not None:
+            await self._parts.disk.discard(tombstone)
 
     def _settle_soon(self, entry: Entry) -> None:
         self._background.start_soon(install.settle, self._parts, self._locks, entry)

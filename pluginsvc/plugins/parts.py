@@ -20,7 +20,7 @@ from pluginsvc.model.plugin import PluginConfig, PluginRecord
 from pluginsvc.plugins.disk import Disk
 from pluginsvc.plugins.inventory import Entry, Inventory
 from pluginsvc.registry.client import Registry
-from pluginsvc.rootfs.child import Confinement
+from pluginsvc.rootfs.confinement import Confinement
 from pluginsvc.runtime.executor import Executor
 from pluginsvc.state import journal, leases, plugins
 from pluginsvc.state.database import Database
@@ -117,6 +117,10 @@ class Parts:
                 await self.disk.discard(path)
 
 
-def lifecycle(action: str, record: PluginRecord, engine: EngineView | None = None, **attributes: str) -> Event:
+def lifecycle(
+    action: str, record: PluginRecord, engine: EngineView | None = None, *, attributes: dict[str, str] | None = None
+) -> Event:
     """Build the event for ``action`` on the plugin of ``record``; ``engine=None`` keeps it off Docker's stream."""
-    return Event(action=action, plugin_id=record.id, plugin_name=record.name, attributes=attributes, engine=engine)
+    return Event(
+        action=action, plugin_id=record.id, plugin_name=record.name, attributes=attributes or {}, engine=engine
+    )

@@ -190,7 +190,7 @@ class Supervisor:
             attributes["signal"] = str(status.signal)
         try:
             await self.clear(record.id)
-            await self._parts.note(lifecycle("exit", record, **attributes))
+            await self._parts.note(lifecycle("exit", record, attributes=attributes))
         except PluginsvcError as exc:
             # a full disk must not end the supervision of anything
             _log.error("plugin.exit_not_noted", plugin=record.id, error=str(exc))
@@ -211,7 +211,7 @@ class Supervisor:
             )
             return None
         if failures:
-            await self._parts.note(lifecycle("restart", record, failures=str(failures)))
+            await self._parts.note(lifecycle("restart", record, attributes={"failures": str(failures)}))
         _log.info("plugin.running", plugin=record.id, name=record.name)
         return instance
 

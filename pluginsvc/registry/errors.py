@@ -6,9 +6,13 @@ bodies are capped and the secrets that were sent are taken out of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+import ssl
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
+import aiohttp
 import msgspec
 from yarl import URL
 
@@ -132,3 +136,46 @@ def most_specific(faults: list[tuple[RegistryFault, bool]]) -> RegistryFault:
         if (fault.http_status > 0, not mirror) >= (chosen.http_status > 0, not from_mirror):
             chosen, from_mirror = fault, mirror
     return chosen
+
+
+@contextmanager
+def converted(method: str, target: URL) -> Iterator[None]:
+    """Turn what aiohttp and the system raise into faults of this room.
+
+    Args:
+        method: of the request, for the text.
+        target: its URL.
+
+    Raises:
+        RegistryBusy: no connection, no trust, no answer in time, cut off.
+        RegistryProtocolError: what came is no HTTP.
+    """
+    url = redact_url(target)
+    try:
+        yield
+    except aiohttp.ClientSSLError as exc:
+        raise RegistryBusy(f"{method} {url}: no trusted TLS connection: {_reason(exc)}", url=url, code=TLS) from exc
+    except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as exc:
+        text = f"{method} {url}: no connection: {_reason(exc)}"
+        raise RegistryBusy(text, url=url, code=CONNECT, temporary=True) from exc
+    except TimeoutError as exc:
+        raise RegistryBusy(f"{method} {url}: no answer in time", url=url, code=TIMEOUT, temporary=True) from exc
+    except (aiohttp.ClientResponseError, aiohttp.InvalidURL, ValueError) as exc:
+        raise RegistryProtocolError(f"{method} {url}: not an HTTP exchange: {_reason(exc)}", url=url) from exc
+    except (aiohttp.ClientError, OSError) as exc:
+        text = f"{method} {url}: connection cut: {_reason(exc)}"
+        raise RegistryBusy(text, url=url, code=CUT, temporary=True) from exc
+
+
+def _reason(exc: Exception) -> str:
+    """Say why without aiohttp's own texts where those quote the whole URL, query included."""
+    if isinstance(exc, aiohttp.ClientConnectorError):
+        exc = exc.os_error
+        return exc.strerror or str(exc) or type(exc).__name__
+    if isinstance(exc, aiohttp.ClientResponseError):
+        return exc.message.partition("\n")[0]
+    if isinstance(exc.__cause__, ssl.SSLError):
+        return exc.__cause__.reason or "TLS failed"
+    if isinstance(exc, OSError) and exc.errno:
+        return os.strerror(exc.errno)
+    return "timed out" if isinstance(exc, TimeoutError) else type(exc).__name__

@@ -1,17 +1,15 @@
 """One HTTP exchange with a registry or its token server: time-outs, redirects, caps, foreign errors converted.
 
 What is private (credentials, the user's meta headers) goes to the origin of the first URL only, never to a redirect's
-target. An exchange that began under HTTPS never continues under plain HTTP.
+target. Only an exchange with an insecure registry may use plain HTTP, at any of its hops.
 """
 
 from __future__ import annotations
 
-import asyncio
-import ssl
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from typing import Final
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Final, Self
 from urllib.parse import quote, urljoin
 
 import aiohttp
@@ -19,15 +17,7 @@ import anyio
 from multidict import CIMultiDict
 from yarl import URL
 
-from pluginsvc.registry.errors import (
-    CONNECT,
-    CUT,
-    TIMEOUT,
-    TLS,
-    RegistryBusy,
-    RegistryProtocolError,
-    redact_url,
-)
+from pluginsvc.registry.errors import RegistryFault, RegistryProtocolError, converted, redact_url
 from pluginsvc.registry.hosts import Hosts
 
 Headers = Sequence[tuple[str, str]]
@@ -74,7 +64,7 @@ class Wire:
         self._proxies = dict(proxies)
         self._session: aiohttp.ClientSession | None = None
 
-    async def __aenter__(self) -> Wire:
+    async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -102,6 +92,7 @@ class Wire:
         secure: bool,
         follow: bool = True,
         wait: float = IDLE_TIMEOUT,
+        connect: float = CONNECT_TIMEOUT,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Send a request, follow redirects, give the answer whose body is still to be read.
 
@@ -114,6 +105,7 @@ class Wire:
             secure: refuse plain HTTP.
             follow: follow redirects.
             wait: seconds to wait for the first byte once the request is sent.
+            connect: seconds for each connection.
 
         Raises:
             RegistryBusy: no connection, no answer in time, connection cut.
@@ -123,14 +115,14 @@ class Wire:
         at_home = True
         for _hop in range(_MAX_REDIRECTS):
             target = _parsed(url)
-            secure = secure or target.scheme == "https"
             if secure and target.scheme != "https":
                 raise RegistryProtocolError(
-                    f"{method} {redact_url(target)}: refused, it leads from HTTPS to plain HTTP", url=redact_url(target)
+                    f"{method} {redact_url(target)}: refused, plain HTTP is for insecure registries only",
+                    url=redact_url(target),
                 )
             at_home = at_home and target.origin() == origin
             sent = [*headers, *private] if at_home else list(headers)
-            response = await self._send(method, target, sent, body, wait)
+            response = await self._send(method, target, sent, body, wait, connect)
             try:
                 location = response.headers.get("Location")
                 if not follow or response.status not in {301, 302, 303, 307, 308} or not location:
@@ -140,50 +132,50 @@ class Wire:
                     yield response
                     return
             finally:
-                response.close() if not response.content.at_eof() else response.release()
+                response.release()
             url = join(url, location)
         raise RegistryProtocolError(
             f"{method} {redact_url(url)}: more than {_MAX_REDIRECTS} redirects", url=redact_url(url)
         )
 
     async def _send(
-        self, method: str, url: URL, headers: Headers, body: bytes | Body | None, wait: float
+        self, method: str, url: URL, headers: Headers, body: bytes | Body | None, wait: float, connect: float
     ) -> aiohttp.ClientResponse:
         assert self._session is not None, "the registry client is not open"
-        tls = await self.hosts.tls(_authority(url)) if url.scheme == "https" else True
+        tls = await self.hosts.tls(authority(url)) if url.scheme == "https" else True
         fields = CIMultiDict(headers)
         fields["Accept-Encoding"] = "identity"
         fields.setdefault("User-Agent", self.user_agent)
-        timeout = aiohttp.ClientTimeout(
-            total=None, connect=CONNECT_TIMEOUT, sock_connect=CONNECT_TIMEOUT, sock_read=wait
-        )
+        timeout = aiohttp.ClientTimeout(total=None, connect=connect, sock_connect=connect, sock_read=wait)
         failed: list[Exception] = []
-        with _converted(method, url):
-            # the first byte's deadline runs from the last byte that was sent; while a body flows, each chunk moves it on
-            with anyio.fail_after(CONNECT_TIMEOUT + wait) as scope:
+        try:
+            # one deadline to the first byte of the answer; while a body flows, each of its chunks moves it on
+            with converted(method, url), anyio.fail_after(connect + wait) as scope:
+                data: bytes | AsyncIterator[bytes] | None
                 if isinstance(body, Body):
                     fields["Content-Length"] = str(body.size)
-                data = _watched(body, scope, wait, failed) if isinstance(body, Body) else body
-                try:
-                    return await self._session.request(
-                        method,
-                        url,
-                        headers=fields,
-                        data=data,
-                        allow_redirects=False,
-                        timeout=timeout,
-                        ssl=tls,
-                        proxy=self._proxy(url),
-                    )
-                except aiohttp.ClientError:
-                    if failed:
-                        raise failed[0] from None
-                    raise
+                    data = _watched(body, scope, wait, failed)
+                else:
+                    data = body
+                return await self._session.request(
+                    method,
+                    url,
+                    headers=fields,
+                    data=data,
+                    allow_redirects=False,
+                    timeout=timeout,
+                    ssl=tls,
+                    proxy=self._proxy(url),
+                )
+        except RegistryFault:
+            if failed:
+                raise failed[0] from None
+            raise
 
     def _proxy(self, url: URL) -> str | None:
         host = url.host or ""
         loopback = host == "localhost" or host.startswith("127.") or host == "::1"
-        if loopback or urllib.request.proxy_bypass_environment(_authority(url), self._proxies):
+        if loopback or urllib.request.proxy_bypass(authority(url), self._proxies):
             return None
         return self._proxies.get(url.scheme) or self._proxies.get("all")
 
@@ -203,7 +195,7 @@ async def read(response: aiohttp.ClientResponse, limit: int) -> bytes:
         raise _too_large(response, limit)
     parts: list[bytes] = []
     size = 0
-    with _converted(response.method, response.url), anyio.fail_after(BODY_TIMEOUT):
+    with converted(response.method, response.url), anyio.fail_after(BODY_TIMEOUT):
         while data := await response.content.readany():
             size += len(data)
             if size > limit:
@@ -216,7 +208,7 @@ async def read_start(response: aiohttp.ClientResponse, limit: int) -> bytes:
     """Read at most ``limit`` bytes of an answer and forget the rest; for texts of errors."""
     parts: list[bytes] = []
     size = 0
-    with _converted(response.method, response.url), anyio.fail_after(IDLE_TIMEOUT):
+    with converted(response.method, response.url), anyio.fail_after(IDLE_TIMEOUT):
         while size < limit and (data := await response.content.read(limit - size)):
             size += len(data)
             parts.append(data)
@@ -229,13 +221,20 @@ async def read_some(response: aiohttp.ClientResponse) -> bytes:
     Raises:
         RegistryBusy: cut off, or silent for the exchange's ``wait``.
     """
-    with _converted(response.method, response.url):
+    with converted(response.method, response.url):
         return await response.content.readany()
 
 
 def join(base: str, location: str) -> str:
-    """Resolve a ``Location`` against the URL it answers, quoting only what may not stand in a URL."""
-    return urljoin(base, quote(location.strip(), safe=_PRINTABLE))
+    """Resolve a ``Location`` against the URL it answers, quoting only what may not stand in a URL.
+
+    Raises:
+        RegistryProtocolError: it is no URL.
+    """
+    try:
+        return urljoin(base, quote(location.strip(), safe=_PRINTABLE))
+    except ValueError as exc:
+        raise _unusable(location) from exc
 
 
 def _too_large(response: aiohttp.ClientResponse, limit: int) -> RegistryProtocolError:
@@ -248,46 +247,31 @@ def _too_large(response: aiohttp.ClientResponse, limit: int) -> RegistryProtocol
 def _parsed(url: str) -> URL:
     try:
         parsed = URL(url, encoded=True)
-        usable = parsed.scheme in {"http", "https"} and parsed.host and not parsed.user and parsed.port
+        if parsed.scheme in {"http", "https"} and parsed.host and not parsed.user and parsed.port:
+            return parsed
     except ValueError:
-        usable = None
-    if not usable:
-        raise RegistryProtocolError(f"the registry names a URL that cannot be used: {url.partition('?')[0][:200]!r}")
-    return parsed
+        pass
+    raise _unusable(url)
 
 
-def _authority(url: URL) -> str:
+def _unusable(url: str) -> RegistryProtocolError:
+    shown = url.partition("?")[0].rpartition("@")[2][:200]
+    return RegistryProtocolError(f"the registry names a URL that cannot be used: {shown!r}")
+
+
+def authority(url: URL) -> str:
+    """Return ``host[:port]`` as references and certs.d write it: without a port that is the scheme's own."""
     host = url.host or ""
     host = f"[{host}]" if ":" in host else host
     return f"{host}:{url.explicit_port}" if url.explicit_port else host
 
 
-async def _watched(
-    body: Body, scope: anyio.CancelScope, wait: float, failed: list[Exception]
-) -> AsyncIterator[bytes]:
+async def _watched(body: Body, scope: anyio.CancelScope, wait: float, failed: list[Exception]) -> AsyncIterator[bytes]:
     try:
         async for chunk in body.chunks():
             scope.deadline = anyio.current_time() + IDLE_TIMEOUT
             yield chunk
-    except Exception as exc:  # noqa: BLE001 - aiohttp would wrap it in an error of the connection
-        failed.append(exc)
+    except Exception as exc:
+        failed.append(exc)  # aiohttp would wrap it in an error of the connection
         raise
     scope.deadline = anyio.current_time() + IDLE_TIMEOUT + wait
-
-
-@contextmanager
-def _converted(method: str, target: URL) -> Iterator[None]:
-    """Turn what aiohttp and the system raise into faults of this room."""
-    url = redact_url(target)
-    try:
-        yield
-    except (ssl.SSLError, aiohttp.ClientSSLError, ssl.CertificateError) as exc:
-        raise RegistryBusy(f"{method} {url}: no trusted TLS connection: {exc}", url=url, code=TLS) from exc
-    except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as exc:
-        raise RegistryBusy(f"{method} {url}: no connection: {exc}", url=url, code=CONNECT, temporary=True) from exc
-    except (TimeoutError, asyncio.TimeoutError) as exc:
-        raise RegistryBusy(f"{method} {url}: no answer in time", url=url, code=TIMEOUT, temporary=True) from exc
-    except (aiohttp.ClientResponseError, aiohttp.InvalidURL, ValueError) as exc:
-        raise RegistryProtocolError(f"{method} {url}: not an HTTP exchange: {exc}", url=url) from exc
-    except (aiohttp.ClientError, OSError) as exc:
-        raise RegistryBusy(f"{method} {url}: connection cut: {exc}", url=url, code=CUT, temporary=True) from exc

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from queue import SimpleQueue
+from threading import Semaphore, Thread
+from typing import Any, cast
 
 from backports import zstd
 from isal import igzip_lib
@@ -17,6 +20,9 @@ STEP = 1 << 20
 """Bytes asked for at a time."""
 
 _INPUT_STEP = 1 << 18
+# isal's stubs call the class an instance
+_CORRUPT = (cast("type[Exception]", igzip_lib.error), zstd.ZstdError)
+_AHEAD = 4
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
@@ -37,10 +43,43 @@ class InvalidArchive(InvalidParameter):
         super().__init__(f"invalid archive: {where}{reason}{at}")
 
 
+def _gzip_member() -> Any:
+    return igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
+
+
 def printable(name: bytes) -> str:
     """Return ``name`` quoted, without control or undecodable characters, and not longer than a message bears."""
     text = repr(name[:200].decode("utf-8", "backslashreplace"))
     return text if len(name) <= 200 else f"{text}…"
+
+
+def _ahead(items: Iterator[bytes]) -> Iterator[memoryview]:
+    """Give ``items``, made by a thread that keeps a few ahead: decompressing lets go of the interpreter lock."""
+    ready: SimpleQueue[bytes | BaseException | None] = SimpleQueue()
+    room = Semaphore(_AHEAD)
+    stopped = False
+
+    def make() -> None:
+        try:
+            for item in items:
+                room.acquire()
+                if stopped:
+                    return
+                ready.put(item)
+            ready.put(None)
+        except BaseException as exc:  # noqa: BLE001 - it is raised where the items are taken
+            ready.put(exc)
+
+    Thread(target=make, daemon=True).start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield memoryview(item)
+            room.release()
+    finally:
+        stopped = True
+        room.release()
 
 
 class Source:
@@ -67,9 +106,9 @@ class Source:
         while len(first) < 4 and (more := self._read(_INPUT_STEP)):
             first += more
         if first.startswith(_GZIP_MAGIC):
-            self._produce = self._gzip(first)
+            self._produce = _ahead(self._framed(first, "gzip", _GZIP_MAGIC, _gzip_member))
         elif first.startswith(_ZSTD_MAGIC):
-            self._produce = self._zstd(first)
+            self._produce = _ahead(self._framed(first, "zstd", _ZSTD_MAGIC, zstd.ZstdDecompressor))
         else:
             self._produce = self._plain(first)
 
@@ -88,41 +127,93 @@ class Source:
         while view := self._read(STEP):
             yield view
 
-    def _gzip(self, data: bytes | memoryview) -> Iterator[memoryview]:
-        """Decompress gzip members one after another (RFC 1952 §2.2); only zeros may follow the last."""
-        while True:
-            member = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
-            while not member.eof:
+    def _framed(self, first: bytes, kind: str, magic: bytes, frame: Callable[[], Any]) -> Iterator[bytes]:
+        """Decompress gzip members (RFC 1952 §2.2) or zstd frames (RFC 8878 §3.1), one after another."""
+        data: bytes | memoryview = first
+        while data:
+            decompressor = frame()
+            while not decompressor.eof:
                 try:
-                    out = member.decompress(data, STEP)
-                except igzip_lib.error as exc:
-                    raise InvalidArchive(f"the gzip data is corrupt: {exc}", offset=self.offset) from exc
+                    out = decompressor.decompress(data, STEP)
+                except _CORRUPT as exc:
+                    raise InvalidArchive(f"the {kind} data is corrupt: {exc}") from exc
                 if out:
-                    yield memoryview(out)
-                data = self._read(_INPUT_STEP) if member.needs_input and not member.eof else b""
-                if member.needs_input and not member.eof and not data:
-                    raise InvalidArchive("the gzip data is cut off", offset=self.offset)
-            data = yield from self._behind_frame(member.unused_data, _GZIP_MAGIC, "gzip")
-            if not data:
-                return
+                    yield out
+                data = b""
+                if decompressor.needs_input and not decompressor.eof:
+                    data = self._read(_INPUT_STEP)
+                    if not data:
+                        raise InvalidArchive(f"the {kind} data is cut off")
+            data = self._behind_frame(decompressor.unused_data, kind, magic)
 
-    def _zstd(self, data: bytes | memoryview) -> Iterator[memoryview]:
-        """Decompress zstd frames one after another (RFC 8878 §3.1)."""
+    def _behind_frame(self, data: bytes, kind: str, magic: bytes) -> bytes:
+        """Return what starts with the next frame, or nothing at the end; only zeros may fill up the last block."""
         while True:
-            frame = zstd.ZstdDecompressor()
-            while not frame.eof:
-                try:
-                    out = frame.decompress(data, STEP)
-                except zstd.ZstdError as exc:
-                    raise InvalidArchive(f"the zstd data is corrupt: {exc}", offset=self.offset) from exc
-                if out:
-                    yield memoryview(out)
-                data = self._read(_INPUT_STEP) if frame.needs_input and not frame.eof else b""
-                if frame.needs_input and not frame.eof and not data:
-                    raise InvalidArchive("the zstd data is cut off", offset=self.offset)
-            data = yield from self._behind_frame(frame.unused_data, _ZSTD_MAGIC, "zstd")
-            if not data:
-                return
+            while len(data) < len(magic) and (more := self._read(_INPUT_STEP)):
+                data += more
+            if not data or data.startswith(magic):
+                return data
+            if data.strip(b"\0"):
+                raise InvalidArchive(f"there is something that is not {kind} behind the {kind} data")
+            data = b""
 
-    def _behind_frame(self, data: bytes, magic: bytes, kind: str) -> Iterator[memoryview]:
-        raise NotImplementedError
+    def _fill(self) -> bool:
+        """Make the next view current; False at the end."""
+        view = next(self._produce, None)
+        if view is None:
+            return False
+        self._view, self._pos = view, 0
+        return True
+
+    def chunks(self, size: int) -> Iterator[memoryview]:
+        """Give exactly ``size`` bytes in pieces.
+
+        Raises:
+            InvalidArchive: the stream ends before.
+        """
+        while size:
+            left = len(self._view) - self._pos
+            if not left:
+                if not self._fill():
+                    raise InvalidArchive("it is cut off", offset=self.offset)
+                continue
+            step = min(size, left)
+            piece = self._view[self._pos : self._pos + step]
+            self._pos += step
+            self.offset += step
+            size -= step
+            yield piece
+
+    def take(self, size: int) -> bytes:
+        """Return exactly ``size`` bytes.
+
+        Raises:
+            InvalidArchive: the stream ends before.
+        """
+        end = self._pos + size
+        if end <= len(self._view):
+            data = bytes(self._view[self._pos : end])
+            self._pos = end
+            self.offset += size
+            return data
+        return b"".join(map(bytes, self.chunks(size)))
+
+    def at_end(self) -> bool:
+        """True when not one byte is left."""
+        return self._pos == len(self._view) and not self._fill()
+
+    def skip(self, size: int) -> None:
+        """Read and forget ``size`` bytes.
+
+        Raises:
+            InvalidArchive: the stream ends before.
+        """
+        for _ in self.chunks(size):
+            pass
+
+    def drain(self) -> None:
+        """Read to the end, so that the sender is not stopped and a compressed stream is checked to its last byte."""
+        self.offset += len(self._view) - self._pos
+        while self._fill():
+            self.offset += len(self._view)
+        self._view, self._pos = memoryview(b""), 0

@@ -41,22 +41,22 @@ def _check(outcome: int, call: str) -> None:
 
 
 def mount(source: bytes | None, target: bytes, flags: int) -> None:
-    """Call mount(2) without a file system type or data: binds, remounts and changes of propagation."""
+    """Bind, remount or change propagation; the rest of what the call can do is not needed."""
     _check(_libc.mount(source, target, None, flags, None), "mount")
 
 
 def umount2(target: bytes, flags: int) -> None:
-    """Call umount2(2)."""
+    """Take off what is mounted at ``target`` with umount2."""
     _check(_libc.umount2(target, flags), "umount2")
 
 
 def pivot_root(new_root: bytes, put_old: bytes) -> None:
-    """Call pivot_root(2)."""
+    """Make ``new_root`` the root and put the old one at ``put_old`` with pivot_root."""
     _check(_libc.pivot_root(new_root, put_old), "pivot_root")
 
 
 def unshare(flags: int) -> None:
-    """Call unshare(2) with ``CLONE_NEW…`` flags."""
+    """Leave namespaces for new ones, given ``CLONE_NEW…`` flags with unshare."""
     _check(_libc.unshare(flags), "unshare")
 
 

@@ -75,7 +75,7 @@ class DockerCLI:
         *args: str,
         check: bool = False,
         answer: str = "",
-        timeout: float = 60.0,  # noqa: ASYNC109 - given to the thread, whose process it ends
+        timeout: float = 60.0,
     ) -> subprocess.CompletedProcess[str]:
         """Do as `run` without blocking the loop, for daemons that live on it."""
         return await to_thread.run_sync(lambda: self.run(*args, check=check, answer=answer, timeout=timeout))

@@ -103,15 +103,16 @@ def running(
     answers: Callable[[], bool] | None = None,
     env: Mapping[str, str] | None = None,
     timeout: float = 20.0,
+    grace: float = 10.0,
 ) -> Iterator[Proc]:
-    """Run a process for the length of a `with` block, entered once `answers()` is true."""
+    """Run a process for the length of a `with` block, entered once `answers()` is true; see `wait_until` and `end`."""
     proc = start(args, log=log, env=env)
     try:
         if answers is not None:
             proc.wait_until(answers, timeout=timeout)
         yield proc
     finally:
-        proc.end()
+        proc.end(grace=grace)
 
 
 def free_port() -> int:

@@ -12,7 +12,7 @@ _PROGRAMS = ("systemctl", "journalctl", "systemd-analyze", "systemd-run", "syste
 def lay_into(upper: Path) -> None:
     """Copy what booting and asking systemd takes into `upper`, the upper folder of an overlay over `/`.
 
-    The machine below may have no systemd at all. About 40 MB; `/lib/systemd/systemd` is then there.
+    The machine below may have no systemd at all. About 12 MB; `/lib/systemd/systemd` is then there.
     """
     if not (parts.PARTS / _FOLDERS[0] / "systemd").exists():
         raise parts.MissingPartError("systemd")

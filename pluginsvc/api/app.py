@@ -1,0 +1,137 @@
+"""The HTTP application, and serving it on sockets."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+
+import anyio
+import structlog
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from pluginsvc.api.events import EventStreams, Follow
+from pluginsvc.api.handlers import Manager, PluginHandlers
+from pluginsvc.api.listeners import Bound, Listener, bind
+from pluginsvc.api.middleware import add_headers, make_edge
+from pluginsvc.api.native import NativeHandlers
+from pluginsvc.api.routing import Route, Router
+from pluginsvc.api.system import SystemFacts, SystemHandlers, nothing, unsupported
+
+LISTENING = web.AppKey("listening", list[str])
+"""The addresses the application is served on, as URIs."""
+
+_log = structlog.get_logger()
+
+_MAX_HEADER = 64 * 1024
+"""Longest request line and header, in bytes: identity tokens of registries outgrow aiohttp's 8 KiB."""
+
+_READ_BUFFER = 1024 * 1024
+
+_CHANGES_ELSEWHERE = re.compile(
+    "(POST|PUT|DELETE) /(build|commit|configs|containers|exec|grpc|images|networks|nodes|secrets|services|session|swarm"
+    "|tasks|volumes)(/.*)?"
+)
+"""Engine calls that change something that is no plugin. Its reads are unknown paths: ``docker inspect`` wants 404s."""
+
+
+def make_app(*, manager: Manager, system: SystemFacts, events: Follow) -> web.Application:
+    """Build the application.
+
+    Args:
+        manager: does the work.
+        system: what ``/version`` and ``/info`` tell.
+        events: gives the event streams.
+    """
+    listening: list[str] = []
+    streams = EventStreams(events)
+    routes = [
+        *PluginHandlers(manager).routes(),
+        *SystemHandlers(manager, system, listening=listening, event_streams=streams).routes(),
+        *NativeHandlers(manager).routes(),
+        Route("GET", "/events", streams.serve),
+    ]
+    router = Router(routes, options=nothing, unsupported=(_CHANGES_ELSEWHERE, unsupported))
+    app = web.Application(middlewares=[make_edge(router, f"Docker/{system.engine_version} (linux)")])
+    app[LISTENING] = listening
+    app.router.add_route("*", "/{path:.*}", _not_called)
+    app.on_response_prepare.append(add_headers)
+    app.on_shutdown.append(streams.close)
+    return app
+
+
+async def _not_called(_request: web.Request) -> web.StreamResponse:
+    """Let aiohttp find a route, so that it keeps the chain it builds for a request; the edge finds its own."""
+    raise AssertionError
+
+
+class _Forward(logging.Handler):
+    """Takes what aiohttp logs: requests that are no HTTP, in one line each, and bugs."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Log a record of aiohttp as ours."""
+        cause = record.exc_info[1] if record.exc_info else None
+        if isinstance(cause, HttpProcessingError):
+            _log.info("http.malformed", error=str(cause)[:200])
+        elif record.levelno >= logging.WARNING:
+            _log.error("http.crashed", error=record.getMessage(), exc_info=cause)
+
+
+def _http_logger() -> logging.Logger:
+    logger = logging.getLogger("pluginsvc.http")
+    logger.propagate = False
+    logger.handlers[:] = [_Forward()]
+    return logger
+
+
+@asynccontextmanager
+async def serve(
+    app: web.Application, listeners: Iterable[Listener], *, grace: float = 10.0
+) -> AsyncIterator[list[str]]:
+    """Serve ``app`` while the block runs.
+
+    On the way out no new connection is taken, event streams end, and handlers may finish.
+
+    Args:
+        app: from ``make_app``.
+        listeners: where; all are opened before the first is served.
+        grace: seconds handlers may take to finish before they are cancelled, and again to end after that.
+
+    Yields:
+        The addresses, as URIs, with the ports they really got.
+
+    Raises:
+        CannotListen: one of them is not to be had; none is left open.
+    """
+    bound: list[Bound] = []
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        logger=_http_logger(),
+        handler_cancellation=True,
+        shutdown_timeout=grace,
+        auto_decompress=False,
+        read_bufsize=_READ_BUFFER,
+        max_line_size=_MAX_HEADER,
+        max_field_size=_MAX_HEADER,
+    )
+    try:
+        for listener in listeners:
+            # a socket that is bound while we are cancelled must not get lost
+            with anyio.CancelScope(shield=True):
+                bound.append(await anyio.to_thread.run_sync(bind, listener))
+        addresses = [each.address for each in bound]
+        app[LISTENING][:] = addresses
+        await runner.setup()
+        for each in bound:
+            await web.SockSite(runner, each.socket, backlog=1024).start()
+        yield addresses
+    finally:
+        with anyio.CancelScope(shield=True):
+            try:
+                await runner.cleanup()
+            finally:
+                for each in bound:
+                    await anyio.to_thread.run_sync(each.remove)

@@ -1,0 +1,201 @@
+"""The plugin endpoints: arguments out of the request, one call of the manager, the answer (REF 1.4)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+from aiohttp import web
+
+from pluginsvc.api import params
+from pluginsvc.api.bodies import chunks, privilege_list, read_json, string_list
+from pluginsvc.api.replies import HEADERS, empty, json_bytes, json_reply
+from pluginsvc.api.routing import Route
+from pluginsvc.api.stream import Sink, stream
+from pluginsvc.model.auth import Credentials, RegistryAccess
+from pluginsvc.model.digest import Digest
+from pluginsvc.model.filters import parse_filters
+from pluginsvc.model.privilege import Privilege
+from pluginsvc.model.reference import Reference
+
+
+class Collected(Protocol):
+    """What a collection removed, or would remove."""
+
+    @property
+    def removed(self) -> Sequence[Digest]:
+        """The blobs."""
+        ...
+
+    @property
+    def bytes(self) -> int:
+        """Their size together."""
+        ...
+
+
+class Manager(Protocol):
+    """What this room asks of ``plugins.manager``; the in-memory one of the tests is the other that stands behind it.
+
+    Every method raises errors of our tree.
+    """
+
+    def list_json(self, filters: dict[str, list[str]]) -> bytes:
+        """Return the plugins as the whole body of an answer."""
+        ...
+
+    def inspect_json(self, name: str) -> bytes:
+        """Return one plugin as the whole body of an answer; ``name`` may be an ID or a prefix of one."""
+        ...
+
+    async def privileges(self, remote: Reference, access: RegistryAccess) -> list[Privilege]:
+        """Return what a remote plugin asks for."""
+        ...
+
+    async def create(self, name: str, body: AsyncIterator[bytes]) -> None:
+        """Make a plugin of an archive."""
+        ...
+
+    def pull_name(self, remote: Reference, name: str) -> str:
+        """Return the local name that ``pull`` will give, or refuse it."""
+        ...
+
+    async def pull(
+        self, remote: Reference, *, name: str, granted: list[Privilege], access: RegistryAccess, sink: Sink
+    ) -> None:
+        """Install a plugin, disabled."""
+        ...
+
+    def upgrade_name(self, name: str) -> str:
+        """Return the name of the plugin that ``upgrade`` will change, or refuse it."""
+        ...
+
+    async def upgrade(
+        self, name: str, remote: Reference, *, granted: list[Privilege], access: RegistryAccess, sink: Sink
+    ) -> None:
+        """Replace a plugin's content."""
+        ...
+
+    async def push(self, name: str, *, access: RegistryAccess, sink: Sink) -> None:
+        """Send a plugin to its registry."""
+        ...
+
+    async def set(self, name: str, arguments: list[str]) -> None:
+        """Change settings."""
+        ...
+
+    async def enable(self, name: str, *, timeout: int) -> None:
+        """Start; ``timeout`` in seconds, for calls to the plugin."""
+        ...
+
+    async def disable(self, name: str, *, force: bool) -> None:
+        """Stop."""
+        ...
+
+    async def remove(self, name: str, *, force: bool) -> None:
+        """Remove."""
+        ...
+
+    async def login(self, credentials: Credentials) -> str:
+        """Check credentials with their registry and return its identity token, which may be empty."""
+        ...
+
+    async def disk_usage(self) -> dict[str, int]:
+        """Return sizes in bytes, under ``layers`` that of all blobs."""
+        ...
+
+    async def collect(self, *, dry_run: bool) -> Collected:
+        """Remove blobs that nothing needs."""
+        ...
+
+    def enabled_network_drivers(self) -> list[str]:
+        """Return the names of enabled plugins that are network drivers."""
+        ...
+
+
+class PluginHandlers:
+    """The endpoints under ``/plugins``."""
+
+    def __init__(self, manager: Manager) -> None:
+        self._manager = manager
+
+    def routes(self) -> list[Route]:
+        """Return the endpoints, literal paths and patterns."""
+        return [
+            Route("GET", "/plugins", self.list),
+            Route("GET", "/plugins/privileges", self.privileges),
+            Route("GET", "/plugins/{name}/json", self.inspect),
+            Route("POST", "/plugins/pull", self.pull),
+            Route("POST", "/plugins/create", self.create),
+            Route("POST", "/plugins/{name}/enable", self.enable),
+            Route("POST", "/plugins/{name}/disable", self.disable),
+            Route("POST", "/plugins/{name}/set", self.set),
+            Route("POST", "/plugins/{name}/upgrade", self.upgrade, since="1.26"),
+            Route("POST", "/plugins/{name}/push", self.push),
+            # docker-py pushes to this path, which Moby does not have (REF 1.4)
+            Route("POST", "/plugins/{name}/pull", self.push),
+            Route("DELETE", "/plugins/{name}", self.remove),
+        ]
+
+    async def list(self, request: web.Request, _name: str) -> web.Response:
+        """List plugins, sorted and filtered (REF 3.8)."""
+        return json_bytes(self._manager.list_json(parse_filters(request.query.get("filters", ""))))
+
+    async def privileges(self, request: web.Request, _name: str) -> web.Response:
+        """Say what a remote plugin asks for; ``[]`` for nothing (REF 7.4)."""
+        found = await self._manager.privileges(params.remote(request.query), params.registry_access(request.headers))
+        return json_reply(found)
+
+    async def inspect(self, _request: web.Request, name: str) -> web.Response:
+        """Show one plugin."""
+        return json_bytes(self._manager.inspect_json(name))
+
+    async def pull(self, request: web.Request, _name: str) -> web.StreamResponse:
+        """Install a plugin, disabled; what is wrong is found in this order: body, remote, name (REF 1.1)."""
+        granted = privilege_list(await read_json(request))
+        remote = params.remote(request.query)
+        name = request.query.get("name", "")
+        request[HEADERS]["Docker-Plugin-Name"] = self._manager.pull_name(remote, name)
+        access = params.registry_access(request.headers)
+        return await stream(
+            request, lambda sink: self._manager.pull(remote, name=name, granted=granted, access=access, sink=sink)
+        )
+
+    async def create(self, request: web.Request, _name: str) -> web.Response:
+        """Make a plugin of an archive; its content type does not matter (REF 1.1)."""
+        await self._manager.create(request.query.get("name", ""), chunks(request))
+        return empty(204)
+
+    async def enable(self, request: web.Request, name: str) -> web.Response:
+        """Start a plugin; ``timeout`` is mandatory (REF 3.6)."""
+        await self._manager.enable(name, timeout=params.integer(request.query.get("timeout", "")))
+        return empty()
+
+    async def disable(self, request: web.Request, name: str) -> web.Response:
+        """Stop a plugin."""
+        await self._manager.disable(name, force=params.boolean(request.query, "force"))
+        return empty()
+
+    async def set(self, request: web.Request, name: str) -> web.Response:
+        """Change settings of a plugin."""
+        await self._manager.set(name, string_list(await read_json(request)))
+        return empty(204)
+
+    async def upgrade(self, request: web.Request, name: str) -> web.StreamResponse:
+        """Replace a plugin's content by that of a remote."""
+        granted = privilege_list(await read_json(request))
+        remote = params.remote(request.query)
+        request[HEADERS]["Docker-Plugin-Name"] = self._manager.upgrade_name(name)
+        access = params.registry_access(request.headers)
+        return await stream(
+            request, lambda sink: self._manager.upgrade(name, remote, granted=granted, access=access, sink=sink)
+        )
+
+    async def push(self, request: web.Request, name: str) -> web.StreamResponse:
+        """Send a plugin to the registry that its name says."""
+        access = params.registry_access(request.headers)
+        return await stream(request, lambda sink: self._manager.push(name, access=access, sink=sink))
+
+    async def remove(self, request: web.Request, name: str) -> web.Response:
+        """Remove a plugin."""
+        await self._manager.remove(name, force=params.boolean(request.query, "force"))
+        return empty()

@@ -1,0 +1,213 @@
+"""Sockets to listen on: unix paths, loopback TCP, descriptors that systemd hands over.
+
+The functions block; ``bind`` is called in a thread.
+"""
+
+from __future__ import annotations
+
+import grp
+import ipaddress
+import os
+import socket
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from pluginsvc.errors import Internal
+
+BACKLOG = 1024
+_PROBE_TIMEOUT = 2.0
+_NO_LOGIN = "and only loopback is offered over TCP, since there is no login"
+
+
+class CannotListen(Internal):
+    """An address cannot be listened on."""
+
+    def __init__(self, address: str, reason: str) -> None:
+        self.address, self.reason = address, reason
+        super().__init__(f"cannot listen on {address}: {reason}")
+
+
+@dataclass(frozen=True, slots=True)
+class UnixListener:
+    """A socket in the file system.
+
+    Attributes:
+        path: where; its directory exists.
+        mode: permission bits.
+        group: name or number of the group that owns it; None leaves it to the process.
+    """
+
+    path: Path
+    mode: int = 0o660
+    group: str | int | None = None
+
+    def __str__(self) -> str:
+        return f"unix://{self.path}"
+
+
+@dataclass(frozen=True, slots=True)
+class TcpListener:
+    """A port on loopback; there is no authentication, so nothing else is offered.
+
+    Attributes:
+        host: ``localhost`` or a loopback address.
+        port: 0 takes a free one.
+    """
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"tcp://[{self.host}]:{self.port}" if ":" in self.host else f"tcp://{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class FdListener:
+    """A listening socket that was passed to us (sd_listen_fds(3)); we own it from now on.
+
+    Attributes:
+        fd: its descriptor.
+    """
+
+    fd: int
+
+    def __str__(self) -> str:
+        return f"fd://{self.fd}"
+
+
+Listener = UnixListener | TcpListener | FdListener
+
+
+@dataclass(slots=True)
+class Bound:
+    """A socket that listens.
+
+    Attributes:
+        socket: the socket.
+        address: as a URI, with the port it really got.
+        path: the socket file that is ours to remove.
+        inode: device and inode of that file.
+    """
+
+    socket: socket.socket
+    address: str
+    path: Path | None = None
+    inode: tuple[int, int] = (0, 0)
+
+    def remove(self) -> None:
+        """Close the socket and remove its file, unless another has taken its place."""
+        self.socket.close()
+        if self.path is None:
+            return
+        try:
+            if _inode(self.path) == self.inode:
+                self.path.unlink()
+        except FileNotFoundError:
+            pass
+
+
+def bind(listener: Listener) -> Bound:
+    """Open a listening socket.
+
+    Raises:
+        CannotListen: taken, not permitted, not loopback, no such group.
+    """
+    try:
+        if isinstance(listener, UnixListener):
+            return _bind_unix(listener)
+        if isinstance(listener, TcpListener):
+            return _bind_tcp(listener)
+        return _adopt(listener)
+    except OSError as exc:
+        raise CannotListen(str(listener), exc.strerror or str(exc)) from exc
+
+
+def _bind_unix(listener: UnixListener) -> Bound:
+    gid = _gid(listener)
+    _remove_stale(listener)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    bound = Bound(sock, str(listener))
+    try:
+        # Linux gives the file the mode of the socket (unix(7)): nobody can connect before owner and mode are right
+        os.fchmod(sock.fileno(), 0o600)
+        sock.bind(str(listener.path))
+        bound.path, bound.inode = listener.path, _inode(listener.path)
+        if gid is not None:
+            os.chown(listener.path, -1, gid, follow_symlinks=False)
+        listener.path.chmod(listener.mode)
+        sock.listen(BACKLOG)
+    except BaseException:
+        bound.remove()
+        raise
+    return bound
+
+
+def _gid(listener: UnixListener) -> int | None:
+    if listener.group is None or isinstance(listener.group, int):
+        return listener.group
+    try:
+        return grp.getgrnam(listener.group).gr_gid
+    except KeyError as exc:
+        raise CannotListen(
+            str(listener), f"there is no group {listener.group!r}: create it or set another group"
+        ) from exc
+
+
+def _remove_stale(listener: UnixListener) -> None:
+    """Remove a socket file that nobody answers on."""
+    try:
+        mode = listener.path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise CannotListen(str(listener), "something that is not a socket is in its place: move it away")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(_PROBE_TIMEOUT)
+        try:
+            probe.connect(str(listener.path))
+        except ConnectionRefusedError:
+            listener.path.unlink(missing_ok=True)
+            return
+        except TimeoutError:
+            pass
+    raise CannotListen(str(listener), "another process is listening there: stop it or choose another path")
+
+
+def _bind_tcp(listener: TcpListener) -> Bound:
+    host = {"localhost": "127.0.0.1"}.get(listener.host, listener.host)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        address = socket.inet_pton(family, host)
+    except OSError as exc:
+        raise CannotListen(str(listener), "give localhost or a loopback address such as 127.0.0.1") from exc
+    if address[:1] != b"\x7f" and address != b"\0" * 15 + b"\1":
+        raise CannotListen(str(listener), f"it is not this machine alone, {_NO_LOGIN}")
+    sock = socket.create_server((host, listener.port), family=family, backlog=BACKLOG)
+    return Bound(sock, str(TcpListener(host, sock.getsockname()[1])))
+
+
+def _adopt(listener: FdListener) -> Bound:
+    sock = socket.socket(fileno=listener.fd)
+    try:
+        return Bound(sock, _adopted_address(listener, sock))
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _adopted_address(listener: FdListener, sock: socket.socket) -> str:
+    if sock.type != socket.SOCK_STREAM or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        raise CannotListen(str(listener), "the descriptor is not a listening stream socket")
+    sock.set_inheritable(False)
+    name = sock.getsockname()
+    if not isinstance(name, tuple):
+        return f"unix://{name}" if name else str(listener)
+    if not ipaddress.ip_address(name[0]).is_loopback:
+        raise CannotListen(str(listener), f"it is open to {name[0]}, {_NO_LOGIN}")
+    return str(TcpListener(name[0], name[1]))
+
+
+def _inode(path: Path) -> tuple[int, int]:
+    found = path.lstat()
+    return found.st_dev, found.st_ino

@@ -1,0 +1,53 @@
+"""What the terminal gets: tables, and texts from elsewhere made harmless."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Sequence
+
+import rich_click as click
+
+_UNLIMITED = 100_000
+"""Width in cells of what is no terminal: programs want whole lines."""
+
+_DANGEROUS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def harmless(text: str) -> str:
+    r"""Write control characters and changes of direction as ``\u001b``.
+
+    Names and descriptions are written by strangers; raw, they could rewrite what the operator sees. JSON stays the same
+    JSON, because there such characters stand inside strings only.
+    """
+    return _DANGEROUS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def say(text: str) -> None:
+    """Print a line."""
+    click.echo(harmless(text))
+
+
+def complain(error: Exception) -> None:
+    """Print a line to standard error."""
+    click.echo(f"pluginctl: {harmless(str(error))}", err=True)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print rows under a header."""
+    # most commands print a line at most, and rich would be half of their start-up time
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    found = Table(*header, box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
+    for row in rows:
+        found.add_row(*(Text(harmless(" ".join(cell.split())), overflow="fold") for cell in row))
+    Console(width=None if sys.stdout.isatty() else _UNLIMITED).print(found)
+
+
+def size(count: int) -> str:
+    """Return a number of bytes as people write it."""
+    from rich.filesize import decimal  # noqa: PLC0415 - as above
+
+    return decimal(count)

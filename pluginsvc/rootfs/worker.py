@@ -1,0 +1,207 @@
+"""The confined child: parses hostile bytes, holds nothing worth stealing, is used once (design D4).
+
+It is started ahead and waits for its one job on the control socket: packets of JSON, descriptors beside them
+(SCM_RIGHTS). It answers with packets of ``{"progress": n}`` and one ``{"result": …}`` or ``{"error": …}`` per request.
+Everything it needs is imported before it locks itself in; afterwards there is no file to import.
+
+Standard library, isal, zstd and errors only.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import socket
+import sys
+from typing import Any, Final, NoReturn
+
+from pluginsvc.rootfs import confine, syscalls
+from pluginsvc.rootfs.source import InvalidArchive, Source, printable
+from pluginsvc.rootfs.tar import DIRECTORY, FILE, LINK, Entry, Reader
+from pluginsvc.rootfs.tree import OPAQUE, WHITEOUT, Tree
+from pluginsvc.rootfs.writer import Writer
+
+PACKET: Final = 1 << 16
+"""Largest packet on the control socket, in bytes."""
+
+_PROGRESS_STEP: Final = 1 << 19
+_CONFIG: Final = b"config.json"
+_ROOTFS: Final = b"rootfs"
+
+
+def main(control: int, parent: int) -> NoReturn:
+    """Do one job and exit.
+
+    Args:
+        control: descriptor of the control socket.
+        parent: process ID of the daemon, to notice that it ended before we asked to die with it.
+    """
+    code = 1
+    try:
+        syscalls.die_with_parent(signal.SIGKILL)
+        if os.getppid() == parent:
+            code = _serve(socket.socket(fileno=control))
+    except BaseException:  # noqa: BLE001 - the last word of a process that ends in the next line
+        # not the traceback module: it reads source files, and they are out of reach
+        sys.excepthook(*sys.exc_info())
+        sys.stderr.flush()
+    # neither handlers nor destructors: there is nothing to tidy up in here
+    os._exit(code)
+
+
+def _serve(control: socket.socket) -> int:
+    try:
+        job, descriptors = _receive(control)
+        if job is None:
+            return 0
+        try:
+            confine.fork_into_namespaces()
+            root = confine.lock_in(descriptors[0])
+        except OSError as exc:
+            _send(control, {"error": "confinement", "reason": str(exc)})
+            return 1
+        tree = Tree(root)
+        if job["job"] == "ingest":
+            _send(control, {"result": _ingest(tree, *descriptors[1:], limit=job["limit"])})
+        else:
+            _unpack(tree, control)
+    except InvalidArchive as exc:
+        entry = None if exc.entry is None else exc.entry[:4096].hex()
+        _send(control, {"error": "archive", "reason": exc.reason[:1000], "entry": entry, "offset": exc.offset})
+    except MemoryError:
+        _send(control, {"error": "archive", "reason": "it takes too much memory to unpack"})
+    except OSError as exc:
+        kind = "disk" if exc.errno in {errno.ENOSPC, errno.EDQUOT} else "machine"
+        _send(control, {"error": kind, "reason": str(exc)[:1000]})
+    else:
+        return 0
+    return 1
+
+
+def _receive(control: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
+    """Wait for the next request; None when the daemon closed its end."""
+    data, descriptors, _, _ = socket.recv_fds(control, PACKET, 8)
+    return (json.loads(data) if data else None), descriptors
+
+
+def _send(control: socket.socket, message: dict[str, Any]) -> None:
+    control.send(json.dumps(message).encode())
+
+
+def _ingest(tree: Tree, body: int, layer: int, config: int, *, limit: int) -> dict[str, Any]:
+    """Split the archive of a new plugin: config.json, and the rootfs into ``tree`` and as a layer (REF 3.2).
+
+    Args:
+        tree: gets what is below ``rootfs/``.
+        body: descriptor to read the archive from.
+        layer: descriptor to write the layer to, a plain tar.
+        config: descriptor of a memory file that gets config.json; of several the last one.
+        limit: largest config.json, in bytes.
+
+    Returns:
+        Whether there was a rootfs, even an empty one, and the length of config.json or None.
+    """
+    source = Source(body)
+    reader = Reader(source, marked=True)
+    writer = Writer(layer)
+    found: dict[str, Any] = {"rootfs": False, "config": None}
+
+    def both(size: int) -> Any:
+        for view in reader.read(size):
+            writer.data(view)
+            yield view
+
+    for entry in reader:
+        top, _, rest = entry.name.partition(b"/")
+        if top == _ROOTFS:
+            found["rootfs"] = True
+            if not rest and entry.kind != DIRECTORY:
+                raise InvalidArchive("rootfs is not a directory", entry=entry.name, offset=entry.offset)
+            _strip(entry, rest)
+            writer.entry(entry)
+            tree.place(entry, both)
+            if entry.kind == FILE:
+                writer.pad(entry.size)
+        elif entry.name == _CONFIG:
+            found["config"] = _config(entry, reader, config, limit)
+    source.drain()
+    tree.finish()
+    writer.end()
+    os.close(layer)
+    return found
+
+
+def _strip(entry: Entry, rest: bytes) -> None:
+    """Take ``rootfs/`` off the name and a hard link's target."""
+    if b"/" + WHITEOUT in b"/" + rest:
+        reason = f"names that start with {WHITEOUT.decode()} stand for deletions in a layer; rename it"
+        raise InvalidArchive(reason, entry=entry.name, offset=entry.offset)
+    entry.name = rest
+    if entry.kind == LINK:
+        entry.link = entry.link.removeprefix(_ROOTFS + b"/")
+
+
+def _config(entry: Entry, reader: Reader, config: int, limit: int) -> int:
+    if entry.kind != FILE or entry.extents is not None:
+        raise InvalidArchive("config.json is not a plain file", offset=entry.offset)
+    if entry.size > limit:
+        raise InvalidArchive(f"config.json has {entry.size} bytes, at most {limit} are taken", offset=entry.offset)
+    at = 0
+    for view in reader.read(entry.size):
+        at += os.pwrite(config, view, at)
+    return at
+
+
+def _unpack(tree: Tree, control: socket.socket) -> None:
+    """Apply one layer per request, each on top of those before it (OCI layer.md), until asked to finish."""
+    while True:
+        request, descriptors = _receive(control)
+        if request is None:
+            raise BrokenPipeError(errno.EPIPE, "the daemon closed the control socket")
+        if request["job"] == "finish":
+            tree.finish()
+            _send(control, {"result": {}})
+            return
+        _apply(tree, control, descriptors[0])
+        os.close(descriptors[0])
+        _send(control, {"result": {}})
+
+
+def _apply(tree: Tree, control: socket.socket, blob: int) -> None:
+    told = 0
+
+    def on_read(consumed: int) -> None:
+        nonlocal told
+        if consumed - told >= _PROGRESS_STEP:
+            told = consumed
+            _send(control, {"progress": consumed})
+
+    tree.begin_layer()
+    source = Source(blob, on_read)
+    # the blob's digest was verified: it is whole even without an end marker, which some builders leave out
+    reader = Reader(source, marked=False)
+    for entry in reader:
+        if b"/" + WHITEOUT in b"/" + entry.name:
+            try:
+                _whiteout(tree, entry)
+            except InvalidArchive as exc:
+                raise InvalidArchive(exc.reason, entry=entry.name, offset=entry.offset) from exc
+        else:
+            tree.place(entry, reader.read)
+    source.drain()
+    _send(control, {"progress": source.consumed})
+
+
+def _whiteout(tree: Tree, entry: Entry) -> None:
+    parent, slash, name = entry.name.rpartition(b"/")
+    if name == OPAQUE and b"/" + WHITEOUT not in b"/" + parent:
+        tree.opaque(parent)
+    elif any(part.startswith(WHITEOUT * 2) for part in entry.name.split(b"/")):
+        # what AUFS kept for itself, as Docker does
+        return
+    elif b"/" + WHITEOUT in b"/" + parent or name.removeprefix(WHITEOUT) in {b"", b".", b".."}:
+        raise InvalidArchive(f"{printable(name)} is no name for a deletion")
+    else:
+        tree.whiteout(parent + slash + name.removeprefix(WHITEOUT))

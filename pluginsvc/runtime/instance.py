@@ -1,0 +1,169 @@
+"""A plugin that runs, or has run: waiting for its socket and its end, and stopping it (REF 3.6)."""
+
+from __future__ import annotations
+
+import signal
+
+import anyio
+import msgspec
+import structlog
+from anyio import to_thread
+
+from pluginsvc.errors import Internal
+from pluginsvc.runtime import cgroup, logs
+from pluginsvc.runtime.bundle import Place, Record
+from pluginsvc.runtime.oci import RuntimeFailed
+from pluginsvc.runtime.readiness import SocketWatch
+from pluginsvc.runtime.spec import SOCKETS_INSIDE, cgroup_name
+
+_log = structlog.get_logger()
+_UNKNOWN = 255
+"""Exit code where nobody is left to tell: the monitor was killed."""
+
+
+class Exit(msgspec.Struct, frozen=True):
+    """How a plugin ended.
+
+    Attributes:
+        code: its exit code, or 128 and the signal, as in a shell.
+        signal: what killed it, if anything did.
+        oom: whether the kernel ran out of memory for it.
+    """
+
+    code: int
+    signal: int | None
+    oom: bool
+
+
+class PluginDied(Internal):
+    """A plugin ended before its socket accepted a connection."""
+
+    def __init__(self, plugin: str, status: Exit, output: list[str]) -> None:
+        self.plugin, self.exit, self.output = plugin, status, output
+        how = f"was killed by signal {status.signal}" if status.signal else f"exited with code {status.code}"
+        why = " after the kernel ran out of memory for it" if status.oom else ""
+        super().__init__(f"plugin {plugin} {how}{why} before its socket accepted a connection{_last(output)}")
+
+
+class StartTimeout(Internal):
+    """A plugin runs, but its socket accepted no connection in time."""
+
+    def __init__(self, plugin: str, socket: str, seconds: float, trouble: str, output: list[str]) -> None:
+        self.plugin, self.socket, self.seconds, self.output = plugin, socket, seconds, output
+        super().__init__(
+            f"plugin {plugin} did not become ready within {seconds:g} s: "
+            f"dial unix {SOCKETS_INSIDE}/{socket}: connect: {trouble.lower()}{_last(output)}"
+        )
+
+
+def _last(output: list[str]) -> str:
+    return "; its last output:\n" + "\n".join(output) if output else "; it printed nothing"
+
+
+class Instance:
+    """One start of a plugin; made by the executor.
+
+    Attributes:
+        plugin_id: 64 hex digits.
+        container_id: unique to this start.
+        pid: of its first process.
+        started_ns: wall clock.
+    """
+
+    def __init__(self, place: Place, record: Record) -> None:
+        self.plugin_id = place.plugin_id
+        self.container_id = record.container_id
+        self.pid = record.container.pid
+        self.started_ns = record.started_ns
+        self._place, self._record = place, record
+        self._lock = anyio.Lock()
+        self._exit: Exit | None = None
+
+    async def wait(self) -> Exit:
+        """Return how it ended, once it has; any number of tasks may wait.
+
+        The monitor writes the exit file and then ends, so its end is what is waited for, by a pidfd: should it be
+        killed, there is no exit file to come. Then the plugin, with nobody to read its output, is killed as well.
+        """
+        if self._exit is None:
+            await self._record.monitor.wait()
+            # whoever is second must not look for a file that the first one's clean-up has deleted
+            async with self._lock:
+                if self._exit is None:
+                    self._exit = await to_thread.run_sync(self._read_exit)
+        return self._exit
+
+    def _read_exit(self) -> Exit:
+        code = self._place.exit_code(self.container_id)
+        if code is None:
+            _log.warning("plugin.monitor_lost", plugin=self.plugin_id, pid=self.pid)
+            self._record.container.send(signal.SIGKILL)
+            cgroup.signal_members(cgroup_name(self.container_id), signal.SIGKILL)
+            code = _UNKNOWN
+        killer = code - 128 if 128 < code <= 128 + signal.NSIG - 1 else None
+        return Exit(code, killer, self._place.oom.exists())
+
+    async def ready(self, socket: str, deadline: float) -> None:
+        """Return once the plugin's socket accepts a connection. Nothing is sent to it.
+
+        Args:
+            socket: plain file name of the socket.
+            deadline: seconds to wait.
+
+        Raises:
+            PluginDied: it ended; at once when it does.
+            StartTimeout: it lives but does not listen.
+            RuntimeFailed: its directory cannot be watched.
+        """
+        status: Exit | None = None
+
+        async def watch_process() -> None:
+            nonlocal status
+            status = await self.wait()
+            group.cancel_scope.cancel()
+
+        try:
+            with SocketWatch(self._place.sockets, socket) as watch:
+                with anyio.move_on_after(deadline) as limit:
+                    async with anyio.create_task_group() as group:
+                        group.start_soon(watch_process)
+                        await watch.accepted()
+                        group.cancel_scope.cancel()
+                trouble = watch.trouble
+        except OSError as exc:
+            reason = f"{exc.strerror}; is fs.inotify.max_user_instances used up?"
+            raise RuntimeFailed(self._record.name, "watch the socket of", reason) from exc
+        if status is not None:
+            raise PluginDied(self._record.name, status, await self.tail())
+        if limit.cancelled_caught:
+            raise StartTimeout(self._record.name, socket, deadline, trouble, await self.tail())
+
+    async def stop(self, *, grace: float = 10.0, kill_wait: float = 10.0) -> Exit | None:
+        """End the plugin with TERM, then with KILL, and whatever else is in its cgroup; ended already is fine.
+
+        Args:
+            grace: seconds between TERM and KILL.
+            kill_wait: seconds that dying may take after KILL.
+
+        Returns:
+            How it ended; ``None``, with a warning in the log, when it would not.
+        """
+        name = cgroup_name(self.container_id)
+        status = self._exit
+        if status is None:
+            await to_thread.run_sync(self._record.container.send, signal.SIGTERM)
+            with anyio.move_on_after(grace):
+                status = await self.wait()
+        if status is None:
+            await to_thread.run_sync(self._record.container.send, signal.SIGKILL)
+            await to_thread.run_sync(cgroup.signal_members, name, signal.SIGKILL)
+            with anyio.move_on_after(kill_wait):
+                status = await self.wait()
+        gone = await to_thread.run_sync(lambda: cgroup.remove(name, within=kill_wait))
+        if status is None or not gone:
+            _log.warning("plugin.will_not_die", plugin=self.plugin_id, pid=self.pid)
+        return status
+
+    async def tail(self, lines: int = 20) -> list[str]:
+        """Return the last lines that this start of the plugin has printed."""
+        return await to_thread.run_sync(logs.tail, self._place.logs, self._record.log, lines)

@@ -1,0 +1,86 @@
+"""Waiting for a plugin's socket to accept a connection, without sleeping for it (REF 3.6, 7.36)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import anyio
+from anyio import to_thread
+from asyncinotify import Inotify, Mask
+
+_FIRST_PAUSE = 0.001
+_LONGEST_PAUSE = 0.1
+
+
+class SocketWatch:
+    """Watches for one socket, inside a ``with`` block.
+
+    Args:
+        directory: where it is to appear. What is in there was made by the plugin and is not trusted.
+        name: plain file name.
+    """
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self._directory, self._name = directory, name
+        self._inotify = Inotify()
+        self.trouble = "no attempt was made"
+
+    def __enter__(self) -> Self:
+        self._inotify.add_watch(self._directory, Mask.CREATE | Mask.MOVED_TO)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self._inotify.close()
+
+    async def accepted(self) -> None:
+        """Return once a connection was accepted; meanwhile ``trouble`` says why the last one was not."""
+        pause = _FIRST_PAUSE
+        while True:
+            error = await to_thread.run_sync(connect, self._directory, self._name)
+            if error is None:
+                return
+            self.trouble = error.strerror or str(error)
+            if error.errno == errno.ENOENT:
+                while (await self._inotify.get()).name != Path(self._name):
+                    pass
+                pause = _FIRST_PAUSE
+            else:
+                # bound, but nobody listens yet, which no event will tell
+                await anyio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def connect(directory: Path, name: str) -> OSError | None:
+    """Connect once to the socket and hang up. Blocks briefly.
+
+    The socket is reached by a descriptor of its own inode: a path may be longer than the 107 bytes an address holds,
+    and a symbolic link, by which the plugin could make us talk to another socket of the host, is not followed.
+
+    Returns:
+        Why it did not work, or ``None``.
+    """
+    try:
+        folder = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            node = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+        finally:
+            os.close(folder)
+        try:
+            if not stat.S_ISSOCK(os.fstat(node).st_mode):
+                return OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK), name)
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as end:
+                end.connect(f"/proc/self/fd/{node}")
+        finally:
+            os.close(node)
+    except BlockingIOError:
+        # its queue is full: it listens
+        return None
+    except OSError as exc:
+        return exc
+    return None

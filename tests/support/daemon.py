@@ -1,0 +1,120 @@
+"""A real pluginsvc in a root of its own: start, kill, start again, look at what is left."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.support import parts, procs
+from tests.support.docker_cli import DockerCLI, docker_clis
+
+PROGRAM = Path(sys.executable).with_name("pluginsvc")
+
+
+class Daemon:
+    """One daemon and its directories; use `running_daemon`.
+
+    Attributes:
+        top: holds all below, for leftovers to be found by.
+        root, run: the daemon's ROOT and RUN.
+        socket: the API's.
+        proc: the present process, None before the first start.
+
+    """
+
+    def __init__(self, top: Path, flags: Sequence[str] = ()) -> None:
+        self.top = top
+        self.root, self.run = top / "root", top / "run"
+        self.socket = top / "api.sock"
+        self.flags = tuple(flags)
+        self.env: dict[str, str] = {}
+        self.proc: procs.Proc | None = None
+
+    @property
+    def host(self) -> str:
+        """The address for clients."""
+        return f"unix://{self.socket}"
+
+    def start(self) -> None:
+        """Start the daemon and wait until it answers."""
+        words = [PROGRAM, "serve", "--root", self.root, "--run-root", self.run, "--host", self.host]
+        log = self.top / "daemon.log"
+        self.proc = procs.start([*words, "--log-level", "debug", *self.flags], log=log, env=parts.env() | self.env)
+        self.proc.wait_until(lambda: procs.accepts(self.socket), timeout=40)
+
+    def kill(self) -> None:
+        """Send KILL and reap: the daemon gets no chance to clean up."""
+        assert self.proc
+        self.proc.signal(signal.SIGKILL)
+        self.proc.wait()
+
+    def stop(self) -> int:
+        """Send TERM and return the exit code."""
+        assert self.proc
+        return self.proc.end(grace=30)
+
+    def log(self) -> str:
+        """Return all that the daemon has logged, over its restarts."""
+        return (self.top / "daemon.log").read_text(errors="replace")
+
+    def cli(self, path: Path | None = None) -> DockerCLI:
+        """Return a docker CLI for this daemon: the newest there is, or the one named."""
+        return DockerCLI(path or docker_clis()[-1], self.host, self.top / "docker-config")
+
+    def mounts(self) -> list[str]:
+        """Return the mount points below `top`."""
+        table = Path("/proc/self/mountinfo").read_text().splitlines()
+        return [line.split()[4] for line in table if f"{self.top}/" in line.split()[4] + "/"]
+
+    def processes(self) -> dict[int, str]:
+        """Return the processes, except the daemon and its children in confinement, whose command line names `top`."""
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            if str(self.top) in words and not (self.proc and int(folder.name) == self.proc.pid):
+                found[int(folder.name)] = words
+        return found
+
+    def blobs(self) -> set[str]:
+        """Return the hex digests of the stored blobs."""
+        return {path.name for path in (self.root / "content" / "blobs" / "sha256").glob("*")}
+
+
+@contextmanager
+def running_daemon(*flags: str) -> Iterator[Daemon]:
+    """Run a daemon for the length of a `with` block; whatever it still runs is removed at the end."""
+    top = Path(tempfile.mkdtemp(prefix="pluginsvc-test-"))
+    daemon = Daemon(top, flags)
+    try:
+        daemon.start()
+        yield daemon
+    finally:
+        try:
+            clean(daemon)
+        finally:
+            for pid in daemon.processes():
+                os.kill(pid, signal.SIGKILL)
+            shutil.rmtree(top, ignore_errors=bool(daemon.mounts()))
+
+
+def clean(daemon: Daemon) -> None:
+    """Remove every plugin by the API, end the daemon, and check that nothing is left running or mounted."""
+    assert daemon.proc
+    if not procs.accepts(daemon.socket):
+        daemon.start()
+    cli = daemon.cli()
+    if ids := cli.run("plugin", "ls", "-q", "--no-trunc", check=True).stdout.split():
+        cli.run("plugin", "rm", "-f", *ids, check=True)
+    code = daemon.stop()
+    assert code == 0, f"the daemon ended with {code}:\n{daemon.proc.tail()}"
+    assert not daemon.mounts(), daemon.mounts()
+    assert not daemon.processes(), daemon.processes()

@@ -1,0 +1,322 @@
+"""A manager that keeps plugins in memory and starts nothing, so that the API can be tested without root.
+
+It behaves as REF §3 says as far as a client can see: names, states, privileges, settings, events, texts.
+"""
+
+import io
+import json
+import secrets
+import tarfile
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+import msgspec
+
+from pluginsvc.api.params import go_quote
+from pluginsvc.api.stream import Sink
+from pluginsvc.errors import Conflict, InvalidParameter, NotFound, Unauthorized
+from pluginsvc.model.auth import Credentials, RegistryAccess
+from pluginsvc.model.config import parse_config
+from pluginsvc.model.digest import Digest
+from pluginsvc.model.event import EngineView, Event
+from pluginsvc.model.filters import InvalidFilter
+from pluginsvc.model.plugin import Plugin, PluginConfig, PluginSettings
+from pluginsvc.model.privilege import Privilege, check_privileges, required_privileges
+from pluginsvc.model.progress import Aux, Line, ProgressDetail
+from pluginsvc.model.reference import InvalidReference, Reference
+
+
+class PluginNotFoundError(NotFound):
+    def __init__(self, name: str) -> None:
+        super().__init__(f"plugin {go_quote(name)} not found")
+
+
+class RemoteNotFoundError(NotFound):
+    def __init__(self, remote: Reference) -> None:
+        super().__init__(f"error resolving plugin reference: {remote}: not found")
+
+
+class WrongStateError(Conflict):
+    pass
+
+
+class RefusedError(InvalidParameter):
+    pass
+
+
+class LoginRefusedError(Unauthorized):
+    pass
+
+
+@dataclass(frozen=True)
+class Report:
+    removed: list[Digest]
+    bytes: int
+
+
+class MemoryEvents:
+    """A journal and a bus in one list."""
+
+    def __init__(self) -> None:
+        self.journal: list[Event] = []
+        self._more = anyio.Event()
+
+    def publish(self, action: str, actor: str, name: str) -> None:
+        now = time.time_ns()
+        view = EngineView(actor=actor, name=name)
+        seq = len(self.journal) + 1
+        event = Event(action=action, plugin_id=actor, plugin_name=name, engine=view, seq=seq, time_ns=now)
+        self.journal.append(event)
+        self._more.set()
+        self._more = anyio.Event()
+
+    @asynccontextmanager
+    async def follow(
+        self, *, since_ns: int | None = None, until_ns: int | None = None, wanted: Callable[[Event], bool]
+    ) -> AsyncIterator[AsyncIterator[Event]]:
+        replay = since_ns is not None or until_ns is not None
+        async with aclosing(self._events(0 if replay else len(self.journal), since_ns, until_ns, wanted)) as events:
+            yield events
+
+    async def _events(
+        self, at: int, since_ns: int | None, until_ns: int | None, wanted: Callable[[Event], bool]
+    ) -> AsyncIterator[Event]:
+        while True:
+            more = self._more
+            for event in self.journal[at:]:
+                inside = (since_ns or 0) <= event.time_ns and (until_ns is None or event.time_ns <= until_ns)
+                if inside and wanted(event):
+                    yield event
+            at = len(self.journal)
+            left = 1e9 if until_ns is None else (until_ns - time.time_ns()) / 1e9
+            with anyio.move_on_after(max(0.0, left)) as limit:
+                await more.wait()
+            if limit.cancelled_caught:
+                return
+
+
+@dataclass
+class MemoryManager:
+    """See the module.
+
+    Attributes:
+        plugins: by ID.
+        remotes: what registries hold, by full reference.
+        accesses: what each registry call brought along.
+        held: while set, `pull` waits after its first line.
+        holding: set when it does.
+        cancelled: set when a pull was cancelled.
+    """
+
+    events: MemoryEvents = field(default_factory=MemoryEvents)
+    plugins: dict[str, Plugin] = field(default_factory=dict)
+    remotes: dict[str, PluginConfig] = field(default_factory=dict)
+    accesses: list[RegistryAccess] = field(default_factory=list)
+    held: anyio.Event | None = None
+    holding: anyio.Event = field(default_factory=anyio.Event)
+    cancelled: anyio.Event = field(default_factory=anyio.Event)
+
+    async def publish(self, reference: str, config: dict[str, Any]) -> str:
+        self.remotes[str(Reference.parse(reference).with_default_tag())] = parse_config(json.dumps(config).encode())
+        return reference
+
+    def find(self, name: str) -> Plugin:
+        if len(name) == 64 and name in self.plugins:
+            return self.plugins[name]
+        try:
+            reference = Reference.parse(name)
+        except InvalidReference as exc:
+            raise PluginNotFoundError(name) from exc
+        for plugin in self.plugins.values():
+            if reference.digest is None and plugin.name == reference.local_name():
+                return plugin
+        found = [plugin for plugin in self.plugins.values() if plugin.id.startswith(name)]
+        if len(found) > 1:
+            raise RefusedError(f"multiple plugins found for {go_quote(name)}")
+        if not found:
+            raise PluginNotFoundError(name)
+        return found[0]
+
+    def list_json(self, filters: dict[str, list[str]]) -> bytes:
+        for key, values in filters.items():
+            if key not in {"enabled", "capability"}:
+                raise InvalidFilter(key)
+            if key == "enabled" and (len(values) != 1 or values[0] not in {"true", "false", "1", "0"}):
+                raise InvalidFilter(f"enabled=[{' '.join(values)}]")
+        found = sorted(self.plugins.values(), key=lambda plugin: plugin.name)
+        if values := filters.get("enabled"):
+            found = [plugin for plugin in found if plugin.enabled == (values[0] in {"true", "1"})]
+        if wanted := filters.get("capability"):
+            found = [
+                plugin
+                for plugin in found
+                if any(capability.name in wanted for capability in plugin.config.interface.capabilities)
+            ]
+        return msgspec.json.encode(found) + b"\n"
+
+    def inspect_json(self, name: str) -> bytes:
+        return msgspec.json.encode(self.find(name)) + b"\n"
+
+    def _remote(self, remote: Reference, access: RegistryAccess) -> PluginConfig:
+        self.accesses.append(access)
+        try:
+            return self.remotes[str(remote)]
+        except KeyError as exc:
+            raise RemoteNotFoundError(remote) from exc
+
+    async def privileges(self, remote: Reference, access: RegistryAccess) -> list[Privilege]:
+        return required_privileges(self._remote(remote, access))
+
+    def _free(self, name: str) -> None:
+        if any(plugin.name == name for plugin in self.plugins.values()):
+            raise WrongStateError(f"plugin {name} already exists")
+
+    def _add(self, config: PluginConfig, name: str, reference: str) -> Plugin:
+        plugin = Plugin(
+            config=config,
+            enabled=False,
+            id=secrets.token_hex(32),
+            name=name,
+            plugin_reference=reference,
+            settings=PluginSettings.defaults(config),
+        )
+        self.plugins[plugin.id] = plugin
+        return plugin
+
+    async def create(self, name: str, body: AsyncIterator[bytes]) -> None:
+        reference = Reference.parse(name)
+        if reference.digest is not None:
+            raise RefusedError("canonical references are not permitted")
+        self._free(reference.local_name())
+        data = b"".join([chunk async for chunk in body])
+        try:
+            with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+                members = {member.name.removeprefix("./"): member for member in archive}
+                if "config.json" not in members:
+                    raise RefusedError("config not found")
+                file = archive.extractfile(members["config.json"])
+                assert file is not None
+                config = parse_config(file.read())
+        except tarfile.TarError as exc:
+            raise RefusedError(f"failed to read from tar: {exc}") from exc
+        plugin = self._add(config, reference.local_name(), reference.familiar)
+        self.events.publish("create", plugin.id, plugin.name)
+
+    def pull_name(self, remote: Reference, name: str) -> str:
+        if not name:
+            return remote.local_name()
+        if Reference.parse(name).digest is not None:
+            raise RefusedError("cannot use digest in plugin tag")
+        return name
+
+    async def _fetch(self, remote: Reference, config: PluginConfig, sink: Sink) -> None:
+        digest = Digest.of(msgspec.json.encode(config))
+        await sink(Line(status=f"Pulling from {remote.familiar_name}", id=remote.tag or ""))
+        if self.held is not None:
+            self.holding.set()
+            try:
+                await self.held.wait()
+            except BaseException:
+                self.cancelled.set()
+                raise
+        await sink(Line(status=f"Digest: {digest}"))
+        for status, current in (("Pulling fs layer", 0), ("Downloading", 50), ("Download complete", 0)):
+            await sink(Line.step(status, digest.short, current=current, total=current * 2))
+        await sink(Line.step("Complete", digest.short))
+
+    async def pull(
+        self, remote: Reference, *, name: str, granted: list[Privilege], access: RegistryAccess, sink: Sink
+    ) -> None:
+        config = self._remote(remote, access)
+        local = Reference.parse(self.pull_name(remote, name)).local_name()
+        self._free(local)
+        await self._fetch(remote, config, sink)
+        check_privileges(granted, required_privileges(config))
+        self._add(config, local, str(remote))
+        self.events.publish("pull", remote.familiar, local)
+
+    def upgrade_name(self, name: str) -> str:
+        return self.find(name).name
+
+    async def upgrade(
+        self, name: str, remote: Reference, *, granted: list[Privilege], access: RegistryAccess, sink: Sink
+    ) -> None:
+        plugin = self.find(name)
+        if plugin.enabled:
+            raise WrongStateError(f"plugin must be disabled before upgrading: plugin {plugin.name} is enabled")
+        config = self._remote(remote, access)
+        await self._fetch(remote, config, sink)
+        check_privileges(granted, required_privileges(config))
+        self.plugins[plugin.id] = msgspec.structs.replace(plugin, config=config, plugin_reference=str(remote))
+        self.events.publish("pull", remote.familiar, plugin.name)
+
+    async def push(self, name: str, *, access: RegistryAccess, sink: Sink) -> None:
+        plugin = self.find(name)
+        self.accesses.append(access)
+        reference = Reference.parse(plugin.name)
+        digest = Digest.of(msgspec.json.encode(plugin.config))
+        await sink(Line(status=f"The push refers to repository [{reference.repository}]"))
+        for status in ("Preparing", "Pushing", "Pushed"):
+            await sink(Line.step(status, digest.short))
+        self.remotes[str(reference)] = plugin.config
+        aux = Aux(tag=reference.tag or "", digest=digest, size=500)
+        await sink(Line(progress_detail=ProgressDetail(), aux=aux))
+
+    async def set(self, name: str, arguments: list[str]) -> None:
+        plugin = self.find(name)
+        if plugin.enabled:
+            raise WrongStateError("cannot set on an active plugin, disable plugin before setting")
+        env = dict(item.split("=", 1) for item in plugin.settings.env)
+        settable = {item.name for item in plugin.config.env or () if item.settable}
+        for argument in arguments:
+            key, _, value = argument.partition("=")
+            if key not in settable:
+                raise RefusedError(f"setting {go_quote(key)} not found in the plugin configuration")
+            env[key] = value
+        settings = msgspec.structs.replace(plugin.settings, env=[f"{key}={value}" for key, value in env.items()])
+        self.plugins[plugin.id] = msgspec.structs.replace(plugin, settings=settings)
+
+    async def enable(self, name: str, *, timeout: int) -> None:
+        plugin = self.find(name)
+        if plugin.enabled:
+            raise WrongStateError(f"plugin already enabled: plugin {plugin.name} is enabled")
+        self._switch(plugin, name, on=True)
+
+    async def disable(self, name: str, *, force: bool) -> None:
+        plugin = self.find(name)
+        if not plugin.enabled:
+            raise WrongStateError(f"plugin is already disabled: plugin {plugin.name} found but disabled")
+        self._switch(plugin, name, on=False)
+
+    def _switch(self, plugin: Plugin, typed: str, *, on: bool) -> None:
+        self.plugins[plugin.id] = msgspec.structs.replace(plugin, enabled=on)
+        self.events.publish("enable" if on else "disable", plugin.id, typed)
+
+    async def remove(self, name: str, *, force: bool) -> None:
+        plugin = self.find(name)
+        if plugin.enabled and not force:
+            raise WrongStateError(f"plugin {plugin.name} is enabled")
+        del self.plugins[plugin.id]
+        self.events.publish("remove", plugin.id, name)
+
+    async def login(self, credentials: Credentials) -> str:
+        if credentials.password != "right":
+            raise LoginRefusedError(f"{credentials.server_address}: unauthorized: incorrect username or password")
+        return "token-of-identity"
+
+    async def disk_usage(self) -> dict[str, int]:
+        return {"plugins": len(self.plugins), "layers": 1000 * len(self.plugins)}
+
+    async def collect(self, *, dry_run: bool) -> Report:
+        return Report([Digest.of(b"dry" if dry_run else b"gone")], 7)
+
+    def enabled_network_drivers(self) -> list[str]:
+        return [
+            plugin.name
+            for plugin in self.plugins.values()
+            if plugin.enabled and any(c.name == "networkdriver" for c in plugin.config.interface.capabilities)
+        ]

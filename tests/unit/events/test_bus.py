@@ -1,0 +1,142 @@
+"""The bus: order, bounds, overflow, closing."""
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+
+from pluginsvc.events.bus import Bus, Lagged, Subscription
+from pluginsvc.model.event import Event
+from tests.support.records import event
+
+pytestmark = pytest.mark.anyio
+
+
+def numbered(seq: int, action: str = "enable") -> Event:
+    return event(seq, seq=seq, action=action)
+
+
+async def drain(subscription: Subscription) -> list[int]:
+    with anyio.fail_after(5):
+        return [found.seq async for found in subscription]
+
+
+async def test_each_subscriber_gets_each_event_in_order() -> None:
+    """Everybody gets everything that is published while subscribed, in order, and ends when the bus closes."""
+    bus = Bus()
+    with bus.subscribe() as early, bus.subscribe() as second:
+        bus.publish(numbered(1))
+        with bus.subscribe() as late:
+            bus.publish(numbered(2))
+            bus.close()
+            assert [await drain(one) for one in (early, second, late)] == [[1, 2], [1, 2], [2]]
+    assert len(bus) == 0
+
+
+async def test_waiting_reader_is_woken() -> None:
+    """A reader that waits gets the event as it is published."""
+    bus = Bus()
+    with bus.subscribe() as subscription:
+        async with anyio.create_task_group() as group:
+
+            async def read() -> None:
+                with anyio.fail_after(5):
+                    assert (await anext(subscription)).seq == 1
+
+            group.start_soon(read)
+            await checkpoint()
+            bus.publish(numbered(1))
+
+
+async def test_overflow_delivers_the_buffer_then_tells_where_to_resume() -> None:
+    """A full buffer is still delivered; then the reader is told the last number, and others never notice."""
+    bus = Bus()
+    with bus.subscribe(buffer=2) as slow, bus.subscribe() as fast:
+        for seq in range(1, 6):
+            bus.publish(numbered(seq))
+        assert [(await anext(slow)).seq, (await anext(slow)).seq] == [1, 2]
+        for _ in range(2):
+            with pytest.raises(Lagged) as caught:
+                await anext(slow)
+            assert caught.value.after_seq == 2
+        slow.rejoin()
+        bus.publish(numbered(6))
+        bus.close()
+        assert await drain(slow) == [6]
+        assert await drain(fast) == [1, 2, 3, 4, 5, 6]
+
+
+async def test_unwanted_events_take_no_room() -> None:
+    """Events that a subscriber does not want neither fill its buffer nor hold back where it resumes."""
+    bus = Bus()
+    with bus.subscribe(lambda found: found.action == "exit", buffer=1) as subscription:
+        bus.publish(numbered(1, "exit"))
+        for seq in range(2, 50):
+            bus.publish(numbered(seq))
+        bus.publish(numbered(50, "exit"))
+        assert (await anext(subscription)).seq == 1
+        with pytest.raises(Lagged) as caught:
+            await anext(subscription)
+        assert caught.value.after_seq == 49
+
+
+async def test_overflown_subscriber_holds_no_memory() -> None:
+    """After an overflow the bus has forgotten the subscriber until it rejoins."""
+    bus = Bus()
+    with bus.subscribe(buffer=1) as subscription:
+        for seq in range(1, 1000):
+            bus.publish(numbered(seq))
+        assert len(bus) == 0
+        assert len(subscription._buffer) == 1
+
+
+async def test_left_and_late_subscribers() -> None:
+    """A subscriber that has left gets nothing; one that comes after the close ends at once, also by rejoining."""
+    bus = Bus()
+    with bus.subscribe() as subscription:
+        pass
+    bus.publish(numbered(1))
+    assert len(subscription._buffer) == 0
+    bus.close()
+    bus.publish(numbered(2))
+    with bus.subscribe() as late:
+        assert await drain(late) == []
+        late.rejoin()
+        assert await drain(late) == []
+
+
+async def test_close_wakes_those_who_wait() -> None:
+    """A reader that waits ends when the bus closes."""
+    bus = Bus()
+    with bus.subscribe() as subscription:
+        async with anyio.create_task_group() as group:
+            group.start_soon(drain, subscription)
+            await checkpoint()
+            bus.close()
+
+
+async def test_cancelled_reader_loses_nothing() -> None:
+    """Cancelling the wait, even at the moment of an event, leaves that event for the next wait."""
+    bus = Bus()
+    seen: list[int] = []
+    with bus.subscribe() as subscription:
+
+        async def wait(scope: anyio.CancelScope) -> None:
+            with scope:
+                while True:
+                    seen.append((await anext(subscription)).seq)
+
+        for seq in range(1, 40):
+            scope = anyio.CancelScope()
+            async with anyio.create_task_group() as group:
+                group.start_soon(wait, scope)
+                for _ in range(seq % 4):
+                    await checkpoint()
+                if seq % 2:
+                    scope.cancel()
+                    bus.publish(numbered(seq))
+                else:
+                    bus.publish(numbered(seq))
+                    scope.cancel()
+        bus.close()
+        seen += await drain(subscription)
+    assert seen == list(range(1, 40))

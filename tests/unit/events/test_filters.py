@@ -1,0 +1,64 @@
+"""The Engine's filters and its shape of an event (REF 1.7)."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pluginsvc.events.filters import engine_filter, engine_message
+from pluginsvc.model.event import EngineView
+from tests.support.records import event, plugin_id
+
+SEEN = event(1, engine=EngineView(actor=plugin_id(10), name="a/ok:latest"))
+
+
+@pytest.mark.parametrize(
+    ("filters", "shown"),
+    [
+        ({}, True),
+        ({"type": ["plugin"]}, True),
+        ({"type": ["container"]}, False),
+        ({"type": ["container", "plugin"]}, True),
+        ({"type": ["plug"]}, False),
+        ({"type": []}, True),
+        ({"event": ["enable"]}, True),
+        ({"event": ["enab"]}, False),
+        ({"event": ["disable", "enable"]}, True),
+        ({"scope": ["local"]}, True),
+        ({"scope": ["swarm"]}, False),
+        ({"plugin": [plugin_id(10)]}, True),
+        ({"plugin": ["0000"]}, True),
+        ({"plugin": ["a/ok:latest"]}, True),
+        ({"plugin": ["a/ok"]}, True),
+        ({"plugin": ["ok"]}, False),
+        ({"plugin": ["nope", "a/"]}, True),
+        ({"plugin": ["a/ok:latest2"]}, False),
+        ({"label": ["name"]}, True),
+        ({"label": ["name=a/ok:latest"]}, True),
+        ({"label": ["name=a"]}, False),
+        ({"label": ["other"]}, False),
+        ({"label": ["other", "name"]}, True),
+        ({"unknown": ["x"], "container": ["y"]}, True),
+        ({"type": ["plugin"], "event": ["enable"], "plugin": ["a"], "scope": ["local"]}, True),
+        ({"type": ["plugin"], "event": ["create"], "plugin": ["a"], "scope": ["local"]}, False),
+    ],
+)
+def test_terms(filters: dict[str, list[str]], *, shown: bool) -> None:
+    """Terms are ANDed, values ORed, unknown and empty terms say nothing."""
+    assert engine_filter(filters)(SEEN) is shown
+
+
+@given(st.dictionaries(st.sampled_from(["type", "event", "plugin", "label", "scope", "x"]), st.lists(st.text())))
+def test_hidden_events_are_never_shown(filters: dict[str, list[str]]) -> None:
+    """An event without an Engine view is shown by no filter."""
+    assert engine_filter(filters)(event(1, engine=None)) is False
+
+
+def test_message_is_golden() -> None:
+    """The JSON has exactly Moby's members, in its order, with nothing escaped that Moby leaves."""
+    found = event(
+        1, action="enable", engine=EngineView(actor="ab" * 32, name="<o&k>é"), seq=5, time_ns=1795341949385363917
+    )
+    assert engine_message(found).decode() == (
+        '{"Type":"plugin","Action":"enable","Actor":{"ID":"' + "ab" * 32 + '","Attributes":{"name":"<o&k>é"}},'
+        '"scope":"local","time":1795341949,"timeNano":1795341949385363917}'
+    )

@@ -1,0 +1,293 @@
+"""Publishing from the journal, and following it: strict order, no gap, no duplicate, whatever the interleaving."""
+
+import random
+import sqlite3
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pluginsvc.events.bus import Bus
+from pluginsvc.events.journal import _BATCH, EventsPruned, Publisher, follow
+from pluginsvc.model.event import Event
+from pluginsvc.state import journal
+from pluginsvc.state.database import Database
+from tests.support.records import event
+
+pytestmark = pytest.mark.anyio
+
+
+async def commit(database: Database, count: int, action: str = "enable") -> list[Event]:
+    def work(db: sqlite3.Connection) -> list[Event]:
+        return [journal.append(db, event(n, action=action)) for n in range(count)]
+
+    return await database.write(work)
+
+
+async def take(events: AsyncIterator[Event], count: int) -> list[int]:
+    with anyio.fail_after(10):
+        return [(await anext(events)).seq for _ in range(count)]
+
+
+async def rest(events: AsyncIterator[Event]) -> list[int]:
+    with anyio.fail_after(10):
+        return [found.seq async for found in events]
+
+
+async def published_up_to(bus: Bus, database: Database) -> None:
+    """Return when the bus has carried all that is committed."""
+    with bus.subscribe(lambda found: found.action == "mark") as subscription, anyio.fail_after(10):
+        await commit(database, 1, "mark")
+        await anext(subscription)
+
+
+# the publisher
+
+
+async def test_publishes_in_order_from_the_start_on(database: Database, bus: Bus) -> None:
+    """What was committed before the start is history; what comes after is published in order, over many batches."""
+    await commit(database, 3)
+    async with anyio.create_task_group() as group:
+        await group.start(lambda *, task_status: Publisher(database, bus).run(task_status=task_status))
+        with bus.subscribe(buffer=10_000) as subscription:
+            for count in (1, _BATCH, _BATCH * 2 + 1, 1):
+                await commit(database, count)
+            assert await take(subscription, _BATCH * 3 + 3) == list(range(4, _BATCH * 3 + 7))
+        group.cancel_scope.cancel()
+
+
+@pytest.mark.usefixtures("publishing")
+async def test_rolled_back_events_are_never_seen(database: Database, bus: Bus) -> None:
+    """An event whose transaction failed is not published."""
+
+    def fails(db: sqlite3.Connection) -> None:
+        journal.append(db, event(1, action="ghost"))
+        raise KeyError
+
+    async with follow(database, bus) as events:
+        with pytest.raises(KeyError):
+            await database.write(fails)
+        await commit(database, 1, "real")
+        with anyio.fail_after(5):
+            assert (await anext(events)).action == "real"
+
+
+# following
+
+
+@pytest.mark.usefixtures("publishing")
+async def test_without_bounds_only_the_present(database: Database, bus: Bus) -> None:
+    """Without bounds there is no history; being inside the block means being subscribed."""
+    await commit(database, 3)
+    await published_up_to(bus, database)
+    async with follow(database, bus) as events:
+        await commit(database, 2)
+        assert await take(events, 2) == [5, 6]
+        bus.close()
+        assert await rest(events) == []
+
+
+@pytest.mark.usefixtures("publishing")
+async def test_history_then_present(database: Database, bus: Bus) -> None:
+    """With a bound the reader gets the history from there, then what happens, each once."""
+    first = await commit(database, 5)
+    for bounds, start in (
+        ({"after_seq": 0}, 1),
+        ({"after_seq": 3}, 4),
+        ({"after_seq": 5}, 6),
+        ({"since_ns": first[1].time_ns}, 2),
+        ({"since_ns": 0}, 1),
+        ({"since_ns": first[1].time_ns, "after_seq": 3}, 4),
+    ):
+        last = await database.read(journal.last_seq)
+        async with follow(database, bus, **bounds) as events:  # type: ignore[arg-type]  # mypy mixes the values' types
+            await commit(database, 2)
+            assert await take(events, last + 3 - start) == list(range(start, last + 3))
+
+
+async def test_past_until_ends_after_the_history(database: Database, bus: Bus) -> None:
+    """With an end in the past the iterator ends by itself, both bounds included, though nobody publishes."""
+    written = await commit(database, _BATCH * 2 + 5)
+    async with follow(database, bus, until_ns=written[3].time_ns) as events:
+        assert await rest(events) == [1, 2, 3, 4]
+    async with follow(database, bus, since_ns=written[2].time_ns, until_ns=written[3].time_ns) as events:
+        assert await rest(events) == [3, 4]
+    async with follow(database, bus, until_ns=time.time_ns()) as events:
+        assert await rest(events) == list(range(1, _BATCH * 2 + 6))
+
+
+@pytest.mark.usefixtures("publishing")
+async def test_future_until_ends_at_that_moment(database: Database, bus: Bus) -> None:
+    """With an end in the future the iterator gives what happens until then, and ends then."""
+    until = time.time_ns() + 150_000_000
+    async with follow(database, bus, until_ns=until) as events:
+        await commit(database, 2)
+        assert await rest(events) == [1, 2]
+    assert time.time_ns() >= until
+
+
+async def test_future_until_includes_what_nobody_published_yet(database: Database, bus: Bus) -> None:
+    """An event that is committed in time and not yet published at the end is still given."""
+    async with follow(database, bus, until_ns=time.time_ns() + 150_000_000) as events:
+        await commit(database, 2)
+        assert await rest(events) == [1, 2]
+
+
+@pytest.mark.usefixtures("publishing")
+@pytest.mark.parametrize("until", [2**63, 10**40])
+async def test_absurd_until_is_a_long_time(database: Database, bus: Bus, until: int) -> None:
+    """An end that no clock reaches does not break the wait."""
+    async with follow(database, bus, until_ns=until) as events:
+        await commit(database, 1)
+        assert await take(events, 1) == [1]
+
+
+@pytest.mark.usefixtures("publishing")
+async def test_wanted_applies_to_history_and_present(database: Database, bus: Bus) -> None:
+    """Events that are not wanted are left out of both, and a slow reader's buffer."""
+    for action in ("a", "b", "a", "b"):
+        await commit(database, 1, action)
+    async with follow(database, bus, after_seq=0, wanted=lambda found: found.action == "b", buffer=1) as events:
+        for action in ("a", "b", "b", "a", "b"):
+            await commit(database, 1, action)
+        assert await take(events, 5) == [2, 4, 6, 7, 9]
+        bus.close()
+        assert await rest(events) == []
+
+
+@pytest.mark.usefixtures("publishing")
+async def test_slow_reader_catches_up_in_bounded_memory(database: Database, bus: Bus) -> None:
+    """A reader that stalls for thousands of events gets them all later, and holds a buffer and a batch at most."""
+    async with follow(database, bus, buffer=4) as events:
+        for _ in range(30):
+            await commit(database, 100)
+        await published_up_to(bus, database)
+        assert len(bus) == 0
+        seen = await take(events, 1500)
+        held = len(events._batch) + len(events._subscription._buffer)  # type: ignore[attr-defined]  # looks inside
+        assert held <= _BATCH + 4
+        assert seen + await take(events, 1501) == list(range(1, 3002))
+
+
+@pytest.mark.usefixtures("publishing")
+async def test_pruned_history_is_an_error_not_a_gap(database: Database, bus: Bus) -> None:
+    """A reader whose next events are gone is told so, at the start and in the middle; a start by time is not."""
+    await commit(database, 10)
+    await database.write(lambda db: journal.prune(db, keep=5))
+    with pytest.raises(EventsPruned) as caught:
+        async with follow(database, bus, after_seq=4):
+            raise AssertionError
+    assert (caught.value.after_seq, caught.value.oldest_seq) == (4, 6)
+    async with follow(database, bus, after_seq=5) as events:
+        assert await take(events, 1) == [6]
+    async with follow(database, bus, since_ns=0) as events:
+        assert await take(events, 5) == [6, 7, 8, 9, 10]
+    async with follow(database, bus, buffer=1) as events:
+        await commit(database, 500)
+        await published_up_to(bus, database)
+        await database.write(lambda db: journal.prune(db, keep=5))
+        assert await take(events, 1) == [11]
+        with pytest.raises(EventsPruned, match="after number 11"):
+            await take(events, 1)
+
+
+@pytest.mark.usefixtures("publishing")
+async def test_cancelled_wait_loses_nothing(database: Database, bus: Bus) -> None:
+    """A reader whose wait is cancelled again and again, in replay and live, still gets each event once."""
+    seen: list[int] = []
+    async with follow(database, bus, after_seq=0, buffer=2) as events:
+        for number in range(60):
+            await commit(database, 1)
+            with anyio.CancelScope() as scope:
+                scope.deadline = anyio.current_time() + (number % 3) * 0.0005
+                while True:
+                    seen.append((await anext(events)).seq)
+        await published_up_to(bus, database)
+        bus.close()
+        seen += await rest(events)
+    assert seen == list(range(1, 62))
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("commit"), st.integers(1, 6)),
+        st.tuples(st.just("take"), st.integers(1, 6)),
+        st.tuples(st.just("turn"), st.integers(1, 8)),
+        st.tuples(st.just("publish"), st.just(0)),
+    ),
+    max_size=25,
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(steps=STEPS, before=st.integers(0, 6), start=st.none() | st.integers(0, 6), buffer=st.integers(1, 4))
+async def test_any_interleaving(steps: list[tuple[str, int]], before: int, start: int | None, buffer: int) -> None:
+    """Whatever the order of commits, publishing and reading, a reader gets exactly what follows its start."""
+    with tempfile.TemporaryDirectory() as folder:
+        database, bus = await Database.open(Path(folder) / "state.db"), Bus()
+        try:
+            await commit(database, before)
+            async with anyio.create_task_group() as group:
+                await group.start(lambda *, task_status: Publisher(database, bus).run(task_status=task_status))
+                start = None if start is None else min(start, before)
+                first = (before if start is None else start) + 1
+                seen: list[int] = []
+                async with follow(database, bus, after_seq=start, buffer=buffer) as events:
+                    for step, number in steps:
+                        last = await database.read(journal.last_seq)
+                        if step == "commit":
+                            await commit(database, number)
+                        elif step == "publish":
+                            await published_up_to(bus, database)
+                        elif step == "turn":
+                            for _ in range(number):
+                                await checkpoint()
+                        else:
+                            seen += await take(events, min(number, last + 1 - first - len(seen)))
+                    await published_up_to(bus, database)
+                    bus.close()
+                    seen += await rest(events)
+                assert seen == list(range(first, await database.read(journal.last_seq) + 1))
+                group.cancel_scope.cancel()
+        finally:
+            await database.close()
+
+
+@pytest.mark.usefixtures("publishing")
+async def test_many_writers_and_readers(database: Database, bus: Bus) -> None:
+    """Four writers and twelve readers that join at any moment: every reader sees every number after its start, once."""
+    chance = random.Random(7)
+    total = 400
+    done: list[int] = []
+
+    async def write() -> None:
+        for _ in range(total // 4):
+            await commit(database, 1)
+            for _ in range(chance.randrange(4)):
+                await checkpoint()
+
+    async def read(start: int) -> None:
+        with anyio.fail_after(20):
+            while await database.read(journal.last_seq) < start:
+                await checkpoint()
+            async with follow(database, bus, after_seq=start, buffer=chance.randrange(1, 5)) as events:
+                expected = start
+                while expected < total:
+                    expected += 1
+                    assert (await anext(events)).seq == expected
+                    for _ in range(chance.randrange(3)):
+                        await checkpoint()
+        done.append(start)
+
+    async with anyio.create_task_group() as group:
+        for number in range(12):
+            group.start_soon(read, number * 15)
+        for _ in range(4):
+            group.start_soon(write)
+    assert len(done) == 12

@@ -1,0 +1,65 @@
+"""The configuration: defaults, file, flags, refusals."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from pluginsvc.config import InvalidConfig, Settings, load
+
+SAMPLE = Path(__file__).parents[2] / "config" / "pluginsvc.toml"
+
+
+def test_sample_file_shows_every_key_at_its_default() -> None:
+    """config/pluginsvc.toml, its comments taken off, is exactly the defaults of the code."""
+    text = re.sub(r"^#(?=[a-z-]+ = )", "", SAMPLE.read_text(), flags=re.MULTILINE)
+    assert msgspec.toml.decode(text) == msgspec.json.decode(msgspec.json.encode(Settings()))
+    assert load(SAMPLE, {}) == Settings()
+
+
+def test_flags_win_over_the_file(tmp_path: Path) -> None:
+    """A flag beats the file, the file beats the default."""
+    file = tmp_path / "c.toml"
+    file.write_text('root = "/a"\nrun-root = "/b"\n')
+    settings = load(file, {"root": "/flag", "insecure_registries": ["10.0.0.0/8"]})
+    assert (settings.root, settings.run_root, settings.runtime) == ("/flag", "/b", "runc")
+    assert settings.insecure_registries == ("10.0.0.0/8",)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("rot = '/a'", "rot"),
+        ("root = 5", "$.root"),
+        ("root = 'a'", "root: 'a' is not an absolute path"),
+        ("hosts = []", "hosts: give at least one"),
+        ("hosts = ['tcp://0.0.0.0:1']", "not on loopback"),
+        ("hosts = ['tcp://example.org:1']", "none of"),
+        ("hosts = ['tcp://127.0.0.1']", "none of"),
+        ("hosts = ['unix://relative']", "none of"),
+        ("gzip-level = 9", "$.gzip-level"),
+        ("max-concurrent-downloads = 0", "$.max-concurrent-downloads"),
+        ("log-level = 'loud'", "$.log-level"),
+        ("insecure-registries = ['http://x']", "insecure-registries"),
+        ("registry-mirrors = ['ftp://x']", "registry-mirrors"),
+        ("registry-mirrors = ['http://u:p@x/']", "registry-mirrors"),
+        ("= nonsense", "c.toml"),
+    ],
+)
+def test_refusals_name_the_key(tmp_path: Path, text: str, named: str) -> None:
+    """A wrong file is refused with its path and the key that is wrong."""
+    file = tmp_path / "c.toml"
+    file.write_text(text)
+    with pytest.raises(InvalidConfig) as caught:
+        load(file, {})
+    assert named in str(caught.value)
+    assert str(file) in str(caught.value)
+
+
+def test_unreadable_file(tmp_path: Path) -> None:
+    """A file that is not there is named."""
+    with pytest.raises(InvalidConfig, match="cannot be read: No such file"):
+        load(tmp_path / "none.toml", {})
