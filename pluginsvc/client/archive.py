@@ -49,7 +49,8 @@ def write_plugin(folder: Path, out: io.RawIOBase) -> None:
 
 def _add(tar: tarfile.TarFile, path: str, name: str) -> list[str]:
     """Add one entry and return the names of what is in it."""
-    entry = tar.gettarinfo(path, name)
+    # None for a socket, which the stubs do not say
+    entry: tarfile.TarInfo | None = tar.gettarinfo(path, name)
     if entry is None:
         return []
     entry.uname = entry.gname = ""

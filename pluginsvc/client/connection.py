@@ -12,13 +12,16 @@ import select
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
 from pluginsvc.errors import KINDS, Internal, InvalidParameter, PluginsvcError, Unavailable
 from pluginsvc.model.progress import Line
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 DEFAULT_HOST = "unix:///run/pluginsvc/pluginsvc.sock"
 
@@ -78,8 +81,8 @@ class WorkFailed(Internal):
 class Connection:
     """How to talk to one daemon.
 
-    Every method raises ``DaemonUnreachable``, ``AnswerLost``, or for an error of the API the kind that its status means,
-    with its text as it is.
+    Every method raises ``DaemonUnreachable``, ``AnswerLost``, or for an error of the API the kind that its status
+    means, with its text as it is.
 
     Args:
         host: ``unix:///PATH`` or ``tcp://HOST:PORT``.
@@ -124,7 +127,8 @@ class Connection:
         """Post a tar that is made while it is sent, and stop making it once the daemon has answered.
 
         Args:
-            path, query: of the endpoint.
+            path: of the endpoint.
+            query: its parameters.
             produce: writes the tar; what it raises breaks the connection off, so that half a body never looks whole.
         """
         with self._exchange("POST", path, query, produce=produce) as response:
@@ -196,6 +200,7 @@ def _parse_host(host: str) -> str | tuple[str, int]:
         if url.scheme == "unix" and not url.netloc and url.path.startswith("/"):
             return host.removeprefix("unix://")
         if url.scheme == "tcp" and url.hostname and url.port and not url.path and "@" not in url.netloc:
+            url.hostname.encode("idna")  # what it cannot encode would fail later, and not as an OSError
             return url.hostname, url.port
     raise InvalidHost(host)
 
@@ -252,7 +257,7 @@ class _Chunks(io.RawIOBase):
         if self._incoming.poll(0):
             raise _AlreadyAnswered
         try:
-            self._sock.sendall(b"%x\r\n%b\r\n" % (len(self._held), self._held))
+            self._sock.sendall(b"%x\r\n" % len(self._held) + self._held + b"\r\n")
         except OSError as exc:
             raise _AlreadyAnswered from exc
         self._held.clear()

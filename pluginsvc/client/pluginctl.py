@@ -6,6 +6,7 @@ Exit status: 0 done, 1 the daemon refused or is not there, 2 the command line is
 from __future__ import annotations
 
 import datetime as dt
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -14,21 +15,26 @@ import msgspec
 import rich_click as click
 
 from pluginsvc.client import archive
-from pluginsvc.client.connection import DEFAULT_HOST, Connection, DaemonUnreachable, InvalidHost, plugin_path
-from pluginsvc.client.output import complain, harmless, say, size, table
+from pluginsvc.client.answers import Collected, Disk, EngineEvent, Version, progress_text
+from pluginsvc.client.connection import (
+    DEFAULT_HOST,
+    Connection,
+    DaemonUnreachable,
+    InvalidHost,
+    InvalidName,
+    plugin_path,
+)
+from pluginsvc.client.output import complain, say, size, table
 from pluginsvc.client.when import InvalidTime, timestamp
 from pluginsvc.errors import PluginsvcError, Unavailable
 from pluginsvc.model.plugin import Plugin
-from pluginsvc.model.progress import Line
-from pluginsvc.model.reference import Reference
 
-_SHORT_ID = 12
-_SHORT_TEXT = 45
 _JSON = msgspec.json.Encoder()
 
 _daemon = click.make_pass_decorator(Connection)
 _plugins = click.argument("names", metavar="PLUGIN...", nargs=-1, required=True)
 _plugin = click.argument("name", metavar="PLUGIN")
+_format = click.option("--format", "form", type=click.Choice(["json"]), help="for programs: one document a line")
 
 
 class StreamEnded(Unavailable):
@@ -39,49 +45,21 @@ class StreamEnded(Unavailable):
         super().__init__(f"the daemon at {host} ended the events, it is stopping: go on later with --since")
 
 
-class _Disk(msgspec.Struct, rename="pascal"):
-    layers_size: int
-
-
-class _Collected(msgspec.Struct, rename="pascal"):
-    removed: list[str]
-    bytes: int
-
-
-class _Version(msgspec.Struct):
-    version: str = msgspec.field(name="Version")
-    api: str = msgspec.field(name="ApiVersion")
-    oldest_api: str = msgspec.field(name="MinAPIVersion", default="")
-
-
-class _Actor(msgspec.Struct):
-    id: str = msgspec.field(name="ID")
-    attributes: dict[str, str] = msgspec.field(name="Attributes", default={})
-
-
-class _Event(msgspec.Struct):
-    type: str = msgspec.field(name="Type")
-    action: str = msgspec.field(name="Action")
-    actor: _Actor = msgspec.field(name="Actor")
-    time_ns: int = msgspec.field(name="timeNano")
-
-
 class _Group(click.RichGroup):
     """Turns errors of our tree into a line and an exit status."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except (InvalidHost, InvalidName, InvalidTime) as exc:
+            raise click.UsageError(str(exc)) from exc
+        except UnicodeEncodeError as exc:
+            raise click.UsageError("every word must be UTF-8") from exc
         except PluginsvcError as exc:
-            complain(str(exc))
+            complain(exc)
             ctx.exit(1)
         except KeyboardInterrupt:
             ctx.exit(130)
-
-
-def _format(*choices: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    text = "json: for programs, one document a line"
-    return click.option("--format", "form", type=click.Choice(choices), help=text)
 
 
 def _pairs(_ctx: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -95,13 +73,6 @@ def _pairs(_ctx: click.Context, _parameter: click.Parameter, values: tuple[str, 
     return {"filters": _JSON.encode(filters).decode()} if filters else {}
 
 
-def _time(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
-    try:
-        return None if value is None else timestamp(value, dt.datetime.now(dt.UTC))
-    except InvalidTime as exc:
-        raise click.BadParameter(str(exc)) from exc
-
-
 _filters = click.option(
     "-f", "--filter", "filters", multiple=True, callback=_pairs, metavar="KEY=VALUE", help="show only these; repeatable"
 )
@@ -112,63 +83,52 @@ _filters = click.option(
 @click.pass_context
 def main(ctx: click.Context, host: str) -> None:
     """Manage Docker Engine plugins on this host."""
-    try:
-        ctx.obj = Connection(host)
-    except InvalidHost as exc:
-        raise click.BadParameter(str(exc), param_hint="--host") from exc
+    ctx.obj = Connection(host)
 
 
 @main.command("ls", aliases=["list"])
 @_filters
 @click.option("-q", "--quiet", is_flag=True, help="IDs only")
 @click.option("--no-trunc", is_flag=True, help="whole IDs and descriptions")
-@_format("table", "json")
+@_format
 @_daemon
 def list_(daemon: Connection, filters: dict[str, str], form: str | None, *, quiet: bool, no_trunc: bool) -> None:
     """List plugins; filters are enabled=true|false and capability=NAME."""
-    plugins = daemon.decoded(daemon.get("/plugins", filters), list[Plugin])
-    width = None if no_trunc else _SHORT_ID
-    if quiet:
-        for plugin in plugins:
-            say(plugin.id[:width])
-    elif form == "json":
-        for plugin in plugins:
-            _print_json(
-                {
-                    "Description": plugin.config.description,
-                    "Enabled": plugin.enabled,
-                    "ID": plugin.id,
-                    "Name": plugin.name,
-                    "PluginReference": plugin.plugin_reference or "",
-                }
-            )
-    else:
-        rows = (
-            (
-                plugin.id[:width],
-                plugin.name,
-                plugin.config.description if no_trunc else _shortened(plugin.config.description),
-                str(plugin.enabled).lower(),
-            )
-            for plugin in plugins
-        )
+    rows = []
+    for plugin in daemon.decoded(daemon.call("GET", "/plugins", filters), list[Plugin]):
+        text = plugin.config.description
+        short = plugin.id if no_trunc else plugin.id[:12]
+        if quiet:
+            say(short)
+        elif form == "json":
+            facts = {"ID": plugin.id, "Name": plugin.name, "Description": text, "Enabled": plugin.enabled}
+            _print_json(facts | {"PluginReference": plugin.plugin_reference or ""})
+        else:
+            shown = text if no_trunc or len(text) <= 45 else text[:44] + "…"
+            rows.append((short, plugin.name, shown, str(plugin.enabled).lower()))
+    if not quiet and form != "json":
         table(("ID", "NAME", "DESCRIPTION", "ENABLED"), rows)
 
 
 @main.command()
+@click.option("-f", "--format", "form", type=click.Choice(["json"]), help="one line for each")
 @_plugins
-@_format("json")
 @_daemon
 def inspect(daemon: Connection, names: tuple[str, ...], form: str | None) -> None:
     """Show all that is known of plugins, as JSON."""
     found: list[msgspec.Raw] = []
-    failed = _for_each(names, lambda name: found.append(msgspec.Raw(daemon.get(plugin_path(name, "json")).strip())))
+
+    def inspect_one(name: str) -> None:
+        found.append(msgspec.Raw(daemon.call("GET", plugin_path(name, "json")).strip()))
+
+    failed = _for_each(names, inspect_one)
     if form == "json":
         for each in found:
             _print_json(each)
     else:
         say(msgspec.json.format(_JSON.encode(found), indent=4).decode())
-    _exit(failed=failed)
+    if failed:
+        sys.exit(1)
 
 
 @main.command()
@@ -187,7 +147,7 @@ def enable(daemon: Connection, timeout: int, name: str) -> None:
 @_daemon
 def disable(daemon: Connection, name: str, *, force: bool) -> None:
     """Stop a plugin."""
-    daemon.call("POST", plugin_path(name, "disable"), _forced(force=force))
+    daemon.call("POST", plugin_path(name, "disable"), {"force": "1"} if force else None)
     say(name)
 
 
@@ -208,10 +168,11 @@ def remove(daemon: Connection, names: tuple[str, ...], *, force: bool) -> None:
     """Remove plugins."""
 
     def remove_one(name: str) -> None:
-        daemon.call("DELETE", plugin_path(name), _forced(force=force))
+        daemon.call("DELETE", plugin_path(name), {"force": "1"} if force else None)
         say(name)
 
-    _exit(failed=_for_each(names, remove_one))
+    if _for_each(names, remove_one):
+        sys.exit(1)
 
 
 @main.command()
@@ -227,67 +188,40 @@ def create(daemon: Connection, name: str, folder: Path) -> None:
 
 
 @main.command()
-@click.option(
-    "--config",
-    envvar="DOCKER_CONFIG",
-    default=Path("~/.docker"),
-    type=click.Path(path_type=Path),
-    show_default=True,
-    show_envvar=True,
-    help="folder where `docker login` keeps logins",
-)
 @_plugin
-@_format("json")
+@_format
 @_daemon
-def push(daemon: Connection, name: str, config: Path, form: str | None) -> None:
-    """Send a plugin to the registry that its name says."""
-    # subprocess, for the helpers, is for this command alone
-    from pluginsvc.client.credentials import auth_header  # noqa: PLC0415
-
-    # asked for by its ID it still goes where its name says, and only that registry may see the login
-    name = daemon.decoded(daemon.get(plugin_path(name, "json")), Plugin).name
-    headers = auth_header(Reference.parse(name).domain, config.expanduser())
-    for line, raw in daemon.progress(plugin_path(name, "push"), headers=headers):
-        if form == "json":
-            say(raw.decode())
-        elif text := _progress_text(line):
+def push(daemon: Connection, name: str, form: str | None) -> None:
+    """Send a plugin to the registry that its name says, which must not want a login."""
+    for line, raw in daemon.progress(plugin_path(name, "push")):
+        if text := raw.decode() if form == "json" else progress_text(line):
             say(text)
 
 
 @main.command()
-@click.option("--since", callback=_time, metavar="TIME", help="replay from TIME: seconds, a span back (10m) or a date")
-@click.option("--until", callback=_time, metavar="TIME", help="end at TIME; by default go on until interrupted")
+@click.option("--since", metavar="TIME", help="replay from TIME: seconds, a span back (10m) or a date")
+@click.option("--until", metavar="TIME", help="end at TIME; by default go on until interrupted")
 @_filters
-@_format("json")
+@_format
 @_daemon
 def events(daemon: Connection, since: str | None, until: str | None, filters: dict[str, str], form: str | None) -> None:
     """Show what happens, as it happens."""
-    bounds = {key: value for key, value in (("since", since), ("until", until)) if value is not None}
+    now = dt.datetime.now(dt.UTC)
+    bounds = {key: timestamp(value, now) for key, value in (("since", since), ("until", until)) if value is not None}
     for raw in daemon.lines("GET", "/events", bounds | filters):
-        if form == "json":
-            say(raw.decode())
-        else:
-            event = daemon.decoded(raw, _Event)
-            seconds, nanoseconds = divmod(event.time_ns, 1_000_000_000)
-            at = dt.datetime.fromtimestamp(seconds, dt.UTC).astimezone()
-            offset = at.isoformat()[19:]
-            facts = ", ".join(f"{key}={value}" for key, value in sorted(event.actor.attributes.items()))
-            say(
-                f"{at:%Y-%m-%dT%H:%M:%S}.{nanoseconds:09}{offset} "
-                f"{event.type} {event.action} {event.actor.id} ({facts})"
-            )
+        say(raw.decode() if form == "json" else daemon.decoded(raw, EngineEvent).text)
     if until is None:
         raise StreamEnded(daemon.host)
 
 
 @main.command()
-@_format("table", "json")
+@_format
 @_daemon
 def df(daemon: Connection, form: str | None) -> None:
     """Show how much plugins take on disk, and how much of it `prune` would give back."""
-    plugins = daemon.decoded(daemon.get("/plugins"), list[Plugin])
+    plugins = daemon.decoded(daemon.call("GET", "/plugins"), list[Plugin])
     active = sum(plugin.enabled for plugin in plugins)
-    taken = daemon.decoded(daemon.get("/system/df"), _Disk).layers_size
+    taken = daemon.decoded(daemon.call("GET", "/system/df"), Disk).layers_size
     free = _collect(daemon, dry_run=True).bytes
     if form == "json":
         _print_json({"Type": "Plugins", "Total": len(plugins), "Active": active, "Size": taken, "Reclaimable": free})
@@ -298,7 +232,7 @@ def df(daemon: Connection, form: str | None) -> None:
 
 @main.command()
 @click.option("--dry-run", is_flag=True, help="only say what would go")
-@_format("table", "json")
+@_format
 @_daemon
 def prune(daemon: Connection, form: str | None, *, dry_run: bool) -> None:
     """Remove stored blobs that no plugin needs; plugins stay."""
@@ -312,30 +246,25 @@ def prune(daemon: Connection, form: str | None, *, dry_run: bool) -> None:
 
 
 @main.command()
-@_format("table", "json")
+@_format
 @_daemon
 def version(daemon: Connection, form: str | None) -> None:
     """Show the versions of this program and of the daemon."""
     # takes as long as everything else this program loads, for this command alone
     from importlib.metadata import version as package_version  # noqa: PLC0415
 
-    body = daemon.get("/version").strip()
-    server = daemon.decoded(body, _Version)
+    body = daemon.call("GET", "/version").strip()
+    server = daemon.decoded(body, Version)
     own = package_version("pluginsvc")
     if form == "json":
         _print_json({"Client": {"Version": own}, "Server": msgspec.Raw(body)})
     else:
-        api = f"{server.api} (at least {server.oldest_api})" if server.oldest_api else server.api
-        table(("", "VERSION", "API"), [("Client", own, ""), ("Server", server.version, api)])
+        table(("", "VERSION", "API"), [("Client", own, ""), ("Server", server.version, server.api_version)])
 
 
-def _collect(daemon: Connection, *, dry_run: bool) -> _Collected:
+def _collect(daemon: Connection, *, dry_run: bool) -> Collected:
     body = daemon.call("POST", "/pluginsvc/v1/gc", {"dry-run": "1"} if dry_run else None)
-    return daemon.decoded(body, _Collected)
-
-
-def _forced(*, force: bool) -> dict[str, str]:
-    return {"force": "1"} if force else {}
+    return daemon.decoded(body, Collected)
 
 
 def _for_each(names: Iterable[str], do: Callable[[str], None]) -> bool:
@@ -347,31 +276,13 @@ def _for_each(names: Iterable[str], do: Callable[[str], None]) -> bool:
         except DaemonUnreachable:
             raise
         except PluginsvcError as exc:
-            complain(str(exc))
+            complain(exc)
             failed = True
     return failed
 
 
-def _exit(*, failed: bool) -> None:
-    if failed:
-        click.get_current_context().exit(1)
-
-
 def _print_json(document: object) -> None:
     say(_JSON.encode(document).decode())
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= _SHORT_TEXT else text[: _SHORT_TEXT - 1] + "…"
-
-
-def _progress_text(line: Line) -> str:
-    """Return a line of progress for people; empty for counts, of which there are many."""
-    if line.aux is not None:
-        return f"{line.aux.tag}: digest: {line.aux.digest} size: {line.aux.size}"
-    if line.progress_detail is not None and (line.progress_detail.current or line.progress_detail.total):
-        return ""
-    return f"{line.id}: {line.status}" if line.id and line.status else line.status
 
 
 if __name__ == "__main__":

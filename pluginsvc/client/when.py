@@ -18,7 +18,9 @@ class InvalidTime(InvalidParameter):
 
     def __init__(self, text: str) -> None:
         self.text = text
-        super().__init__(f"{text!r} is no time: give seconds since 1970, a span such as 10m or 1h30m, or an RFC 3339 date")
+        super().__init__(
+            f"{text!r} is no time: give seconds since 1970, a span such as 10m or 1h30m, or an RFC 3339 date"
+        )
 
 
 def timestamp(text: str, now: dt.datetime) -> str:

@@ -32,8 +32,8 @@ class StorageError(Internal):
 
     def __init__(self, what: str, error: OSError) -> None:
         self.what, self.errno = what, error.errno
-        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-        advice = ": free some space and try again" if full else ""
+        self.full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        advice = ": free some space and try again" if self.full else ""
         super().__init__(f"content store: cannot {what}: {error.strerror or error}{advice}")
 
 
@@ -146,6 +146,10 @@ class Ingest:
             StorageError: the disk refused.
         """
         await self._commit(digest, size, check=False)
+
+    def forgo(self) -> None:
+        """Keep no partial: room is worth more now than resuming later. For the store."""
+        self._keep = False
 
     async def leave(self) -> None:
         """Close; keep a partial that can be resumed, delete any other. For the store; never raises of the disk."""

@@ -62,7 +62,7 @@ class ContentStore:
         self._root = root
         self._blobs = root / "blobs"
         self._ingests = root / "ingest"
-        self._held: dict[str, float] = {}
+        self._held: dict[str, tuple[float, Ingest]] = {}
         self._sweeping = anyio.Lock()
 
     async def open(self) -> None:
@@ -152,7 +152,8 @@ class ContentStore:
     async def ingest(self, ref: str, *, digest: Digest | None = None, size: int | None = None) -> AsyncIterator[Ingest]:
         """Open the ingest ``ref`` for this block alone.
 
-        A partial that an earlier block left for the same digest is taken up: see ``Ingest.offset``.
+        A partial that an earlier block left for the same digest is taken up: see ``Ingest.offset``. When the disk is
+        full, no ingest that is open at that moment leaves a partial.
 
         Args:
             ref: names the ingest; any text.
@@ -164,14 +165,20 @@ class ContentStore:
             StorageError: the disk refused.
         """
         key = hashlib.sha256(ref.encode()).hexdigest()
+        ingest = Ingest(ref, self._ingests / key, self.path, digest=digest, size=size)
         async with self._sweeping:
             if key in self._held:
-                raise RefLocked(ref, anyio.current_time() - self._held[key])
-            self._held[key] = anyio.current_time()
-        ingest = Ingest(ref, self._ingests / key, self.path, digest=digest, size=size)
+                raise RefLocked(ref, anyio.current_time() - self._held[key][0])
+            self._held[key] = anyio.current_time(), ingest
         try:
             await ingest.prepare()
             yield ingest
+        except StorageError as exc:
+            if exc.full:
+                # the others, soon cancelled as likely as not, must not hold on to the last of the disk
+                for _, other in self._held.values():
+                    other.forgo()
+            raise
         finally:
             try:
                 with anyio.CancelScope(shield=True):

@@ -15,8 +15,8 @@ from pluginsvc.registry.transport import Answer
 
 class _Typed(msgspec.Struct, rename="camel"):
     media_type: str | None = None
-    manifests: msgspec.Raw | None = None
-    layers: msgspec.Raw | None = None
+    manifests: object = msgspec.UNSET
+    layers: object = msgspec.UNSET
 
 
 _TYPED = msgspec.json.Decoder(_Typed)
@@ -49,7 +49,9 @@ def guess_type(raw: bytes) -> str:
         return ""
     if found.media_type in MANIFEST_TYPES:
         return found.media_type
-    return OCI_INDEX if found.manifests is not None else OCI_MANIFEST if found.layers is not None else ""
+    return (
+        OCI_INDEX if found.manifests is not msgspec.UNSET else OCI_MANIFEST if found.layers is not msgspec.UNSET else ""
+    )
 
 
 def verify(answer: Answer, descriptor: Descriptor) -> None:

@@ -15,6 +15,7 @@ import anyio.abc
 import structlog
 from anyio import to_thread
 
+from pluginsvc.errors import Internal
 from pluginsvc.fsutil import boot_id, remove_tree
 from pluginsvc.runtime import cgroup, logs, monitor
 from pluginsvc.runtime.bundle import Place, Record
@@ -23,6 +24,7 @@ from pluginsvc.runtime.instance import Exit, Instance
 from pluginsvc.runtime.oci import CommandFailed, Runtime, RuntimeFailed
 from pluginsvc.runtime.process import ProcessId, with_argument
 from pluginsvc.runtime.spec import Launch, cgroup_name
+from pluginsvc.runtime.watches import Watches
 from pluginsvc.tasks import KeyedLock
 
 __all__ = ["Executor", "Exit", "Instance", "Launch"]
@@ -31,6 +33,14 @@ _log = structlog.get_logger()
 _COMMAND_SECONDS = 30.0
 _KILL_SECONDS = 10.0
 _CLEANUP_SECONDS = 60.0
+
+
+class WatchRefused(Internal):
+    """The kernel gives us no inotify instance."""
+
+    def __init__(self, error: OSError) -> None:
+        self.errno = error.errno
+        super().__init__(f"cannot watch files: {error.strerror}; raise the sysctl fs.inotify.max_user_instances")
 
 
 class Executor:
@@ -58,19 +68,22 @@ class Executor:
         self._run_root, self._log_root = run_root.absolute(), log_root.absolute()
         self._runtime = Runtime(runtime, self._run_root / "runtime")
         self._conmon = conmon
-        self._forwarder = Forwarder(size=log_size, count=log_files)
+        self._watches = Watches()
+        self._forwarder = Forwarder(self._watches, size=log_size, count=log_files)
         self._locks = KeyedLock()
 
     async def serve(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Pass plugins' output on to the daemon's log and rotate their files, until cancelled.
+        """Watch for sockets, pass plugins' output on to the daemon's log and rotate their files, until cancelled.
 
         Raises:
-            RuntimeFailed: the kernel has no inotify instance left.
+            WatchRefused: the kernel has no inotify instance left.
         """
-        try:
-            await self._forwarder.serve(task_status=task_status)
-        except OSError as exc:
-            raise RuntimeFailed("*", "watch the logs of", f"{exc.strerror}; see fs.inotify.max_user_instances") from exc
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._forwarder.serve)
+            try:
+                await self._watches.serve(task_status=task_status)
+            except OSError as exc:
+                raise WatchRefused(exc) from exc
 
     async def start(self, launch: Launch) -> Instance:
         """Start a plugin; whatever is left of an earlier start is cleared first.
@@ -93,7 +106,7 @@ class Executor:
                     await self._clear_after_failure(place)
                 raise
             self._forwarder.follow(place, record.log)
-            return Instance(place, record)
+            return Instance(place, record, self._watches)
 
     async def _start(self, place: Place, launch: Launch) -> Record:
         container_id = f"{launch.plugin_id[:12]}-{secrets.token_hex(8)}"
@@ -140,7 +153,7 @@ class Executor:
                     await self._clear(place)
                 return None
             self._forwarder.follow(place, record.log)
-            return Instance(place, record)
+            return Instance(place, record, self._watches)
 
     async def instances(self) -> list[str]:
         """Return the IDs of all plugins that have anything on RUN, running or not."""

@@ -1,8 +1,7 @@
 """Passes plugins' output on to the daemon's log, and rotates their log files.
 
-One inotify instance serves all plugins, with watches that fire once and are set again before each look, and at most
-one look per plugin and interval: a plugin that floods costs a bounded share of the loop, and what comes too fast for
-that is skipped here (it stays in the file).
+Watches fire once and are set again before each look, and there is at most one look per plugin and interval: a plugin
+that floods costs a bounded share of the loop, and what comes too fast for that is skipped here (it is in the file).
 """
 
 from __future__ import annotations
@@ -12,15 +11,15 @@ import os
 from pathlib import Path
 
 import anyio
-import anyio.abc
 import msgspec
 import structlog
 from anyio import to_thread
-from asyncinotify import Inotify, Mask
+from asyncinotify import Mask
 
 from pluginsvc.runtime.bundle import LOG_NAME, Mark, Place, replace
 from pluginsvc.runtime.logs import Batch, Reader
 from pluginsvc.runtime.monitor import reopen_log
+from pluginsvc.runtime.watches import Watches
 
 _log = structlog.get_logger()
 _INTERVAL = 0.1
@@ -93,56 +92,37 @@ class Forwarder:
     """Follows the logs of all running plugins.
 
     Args:
+        watches: tell when a plugin has printed something.
         size: bytes above which a log file is renamed.
         count: most files to keep of each plugin, 2 at least.
     """
 
-    def __init__(self, *, size: int, count: int) -> None:
+    def __init__(self, watches: Watches, *, size: int, count: int) -> None:
+        self._watches = watches
         self._size, self._count = size, count
         self._followed: dict[str, Followed] = {}
         self._pending: set[str] = set()
         self._wake = anyio.Event()
-        self._inotify: Inotify | None = None
 
     def follow(self, place: Place, since: Mark) -> None:
         """Pass on what a plugin prints from ``since`` on; until ``release``."""
-        self._followed[place.plugin_id] = Followed(place, since, size=self._size, count=self._count)
-        self._look_soon(place.plugin_id)
+        plugin_id = place.plugin_id
+        self._followed[plugin_id] = Followed(place, since, size=self._size, count=self._count)
+        self._watches.add(place.logs, Mask.MODIFY | Mask.ONESHOT, lambda _: self._look_soon(plugin_id))
+        self._look_soon(plugin_id)
 
     async def release(self, plugin_id: str) -> None:
         """Pass on what is left, within reason, and forget the plugin."""
         followed = self._followed.pop(plugin_id, None)
         if followed is None:
             return
+        self._watches.remove(followed.place.logs)
         for _ in range(_LAST_LOOKS):
             if not await self._look(followed):
                 return
 
-    async def serve(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Run until cancelled.
-
-        Raises:
-            OSError: the kernel has no inotify instance left for us (``fs.inotify.max_user_instances``).
-        """
-        with Inotify() as inotify:
-            self._inotify = inotify
-            try:
-                async with anyio.create_task_group() as group:
-                    group.start_soon(self._collect, inotify)
-                    task_status.started()
-                    await self._pass_on()
-            finally:
-                self._inotify = None
-
-    async def _collect(self, inotify: Inotify) -> None:
-        async for event in inotify:
-            if Mask.Q_OVERFLOW in event.mask:
-                for plugin_id in self._followed:
-                    self._look_soon(plugin_id)
-            elif event.watch is not None and Mask.MODIFY in event.mask:
-                self._look_soon(event.watch.path.name)
-
-    async def _pass_on(self) -> None:
+    async def serve(self) -> None:
+        """Pass on until cancelled."""
         while True:
             await self._wake.wait()
             self._wake = anyio.Event()
@@ -151,10 +131,8 @@ class Forwarder:
                 followed = self._followed.get(plugin_id)
                 if followed is None:
                     continue
-                if self._inotify is not None:
-                    # before the look, so that nothing falls in between
-                    with contextlib.suppress(OSError):
-                        self._inotify.add_watch(followed.place.logs, Mask.MODIFY | Mask.ONESHOT)
+                # before the look, so that nothing falls in between
+                self._watches.rearm(followed.place.logs)
                 if await self._look(followed):
                     self._look_soon(plugin_id)
             # the least time between two looks at one plugin

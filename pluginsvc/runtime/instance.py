@@ -12,9 +12,9 @@ from anyio import to_thread
 from pluginsvc.errors import Internal
 from pluginsvc.runtime import cgroup, logs
 from pluginsvc.runtime.bundle import Place, Record
-from pluginsvc.runtime.oci import RuntimeFailed
 from pluginsvc.runtime.readiness import SocketWatch
 from pluginsvc.runtime.spec import SOCKETS_INSIDE, cgroup_name
+from pluginsvc.runtime.watches import Watches
 
 _log = structlog.get_logger()
 _UNKNOWN = 255
@@ -70,12 +70,12 @@ class Instance:
         started_ns: wall clock.
     """
 
-    def __init__(self, place: Place, record: Record) -> None:
+    def __init__(self, place: Place, record: Record, watches: Watches) -> None:
         self.plugin_id = place.plugin_id
         self.container_id = record.container_id
         self.pid = record.container.pid
         self.started_ns = record.started_ns
-        self._place, self._record = place, record
+        self._place, self._record, self._watches = place, record, watches
         self._lock = anyio.Lock()
         self._exit: Exit | None = None
 
@@ -113,7 +113,6 @@ class Instance:
         Raises:
             PluginDied: it ended; at once when it does.
             StartTimeout: it lives but does not listen.
-            RuntimeFailed: its directory cannot be watched.
         """
         status: Exit | None = None
 
@@ -122,21 +121,16 @@ class Instance:
             status = await self.wait()
             group.cancel_scope.cancel()
 
-        try:
-            with SocketWatch(self._place.sockets, socket) as watch:
-                with anyio.move_on_after(deadline) as limit:
-                    async with anyio.create_task_group() as group:
-                        group.start_soon(watch_process)
-                        await watch.accepted()
-                        group.cancel_scope.cancel()
-                trouble = watch.trouble
-        except OSError as exc:
-            reason = f"{exc.strerror}; is fs.inotify.max_user_instances used up?"
-            raise RuntimeFailed(self._record.name, "watch the socket of", reason) from exc
+        with SocketWatch(self._watches, self._place.sockets, socket) as watch:
+            with anyio.move_on_after(deadline) as limit:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(watch_process)
+                    await watch.accepted()
+                    group.cancel_scope.cancel()
         if status is not None:
             raise PluginDied(self._record.name, status, await self.tail())
         if limit.cancelled_caught:
-            raise StartTimeout(self._record.name, socket, deadline, trouble, await self.tail())
+            raise StartTimeout(self._record.name, socket, deadline, watch.trouble, await self.tail())
 
     async def stop(self, *, grace: float = 10.0, kill_wait: float = 10.0) -> Exit | None:
         """End the plugin with TERM, then with KILL, and whatever else is in its cgroup; ended already is fine.

@@ -12,48 +12,56 @@ from typing import Self
 
 import anyio
 from anyio import to_thread
-from asyncinotify import Inotify, Mask
+from asyncinotify import Mask
+
+from pluginsvc.runtime.watches import Watches
 
 _FIRST_PAUSE = 0.001
 _LONGEST_PAUSE = 0.1
+_SAFETY_NET = 1.0
+"""Seconds after which a socket is looked for without an event, should the watch have been refused."""
 
 
 class SocketWatch:
     """Watches for one socket, inside a ``with`` block.
 
     Args:
+        watches: tell of new names.
         directory: where it is to appear. What is in there was made by the plugin and is not trusted.
         name: plain file name.
     """
 
-    def __init__(self, directory: Path, name: str) -> None:
+    def __init__(self, watches: Watches, directory: Path, name: str) -> None:
+        self._watches = watches
         self._directory, self._name = directory, name
-        self._inotify = Inotify()
+        self._appeared = anyio.Event()
         self.trouble = "no attempt was made"
 
     def __enter__(self) -> Self:
-        self._inotify.add_watch(self._directory, Mask.CREATE | Mask.MOVED_TO)
+        self._watches.add(self._directory, Mask.CREATE | Mask.MOVED_TO, self._notice)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        self._inotify.close()
+        self._watches.remove(self._directory)
+
+    def _notice(self, name: Path | None) -> None:
+        if name is None or name.name == self._name:
+            self._appeared.set()
 
     async def accepted(self) -> None:
         """Return once a connection was accepted; meanwhile ``trouble`` says why the last one was not."""
         pause = _FIRST_PAUSE
         while True:
+            self._appeared = anyio.Event()
             error = await to_thread.run_sync(connect, self._directory, self._name)
             if error is None:
                 return
             self.trouble = error.strerror or str(error)
-            if error.errno == errno.ENOENT:
-                while (await self._inotify.get()).name != Path(self._name):
-                    pass
-                pause = _FIRST_PAUSE
-            else:
-                # bound, but nobody listens yet, which no event will tell
-                await anyio.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE)
+            # bound, but nobody listens yet: no event will tell of that, so the pause is short then
+            missing = error.errno == errno.ENOENT
+            with anyio.move_on_after(_SAFETY_NET if missing else pause):
+                await self._appeared.wait()
+            pause = _FIRST_PAUSE if missing else min(2 * pause, _LONGEST_PAUSE)
 
 
 def connect(directory: Path, name: str) -> OSError | None:

@@ -265,7 +265,7 @@ class Puller:
             async def attempt() -> None:
                 if ingest.offset == size:
                     return
-                async with fetcher.open(descriptor, offset=0) as chunks:
+                async with fetcher.open(descriptor, offset=ingest.offset) as chunks:
                     async for chunk in chunks:
                         await ingest.write(chunk)
                         download.show(ingest.offset)

@@ -8,7 +8,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
@@ -36,6 +37,22 @@ def bench() -> Iterator[Bench]:
         assert found.leftovers() == []
 
 
+@asynccontextmanager
+async def serving(executor: Executor) -> AsyncIterator[Executor]:
+    """Run the executor's service for the length of a block."""
+    async with anyio.create_task_group() as group:
+        await group.start(executor.serve)
+        yield executor
+        group.cancel_scope.cancel()
+
+
+@pytest.fixture
+async def executor(bench: Bench) -> AsyncIterator[Executor]:
+    """Give an executor that serves."""
+    async with serving(bench.executor()) as found:
+        yield found
+
+
 async def running(executor: Executor, launch: Launch) -> Instance:
     """Start a plugin and wait until it listens."""
     instance = await executor.start(launch)
@@ -43,9 +60,8 @@ async def running(executor: Executor, launch: Launch) -> Instance:
     return instance
 
 
-async def test_lives_from_start_to_cleanup(bench: Bench) -> None:
+async def test_lives_from_start_to_cleanup(bench: Bench, executor: Executor) -> None:
     """A plugin starts, its socket accepts, TERM ends it, cleanup leaves nothing, and all of it may be done again."""
-    executor = bench.executor()
     launch = bench.launch("listen")
     seen = set()
     for _ in range(2):
@@ -60,9 +76,8 @@ async def test_lives_from_start_to_cleanup(bench: Bench) -> None:
     assert len(seen) == 2
 
 
-async def test_stop_after_the_end_and_cleanup_of_nothing(bench: Bench) -> None:
+async def test_stop_after_the_end_and_cleanup_of_nothing(bench: Bench, executor: Executor) -> None:
     """Stopping what has ended, stopping twice at once and clearing what is not there are all fine."""
-    executor = bench.executor()
     launch = bench.launch("listen")
     instance = await running(executor, launch)
     statuses: list[Exit | None] = []
@@ -83,18 +98,16 @@ async def test_stop_after_the_end_and_cleanup_of_nothing(bench: Bench) -> None:
     await executor.cleanup("0" * 64)
 
 
-async def test_kills_what_ignores_term(bench: Bench) -> None:
+async def test_kills_what_ignores_term(bench: Bench, executor: Executor) -> None:
     """A plugin that ignores TERM is killed when its grace is over."""
-    executor = bench.executor()
     launch = bench.launch("stubborn")
     instance = await running(executor, launch)
     assert await instance.stop(grace=0.2) == Exit(137, 9, False)
     await executor.cleanup(launch.plugin_id)
 
 
-async def test_stop_takes_the_whole_family(bench: Bench) -> None:
+async def test_stop_takes_the_whole_family(bench: Bench, executor: Executor) -> None:
     """With the host's process IDs children outlive the first process, and are killed by the cgroup."""
-    executor = bench.executor()
     launch = bench.launch("family", pid_host=True)
     instance = await running(executor, launch)
     (any_group, *_) = cgroups(launch.plugin_id)
@@ -104,9 +117,8 @@ async def test_stop_takes_the_whole_family(bench: Bench) -> None:
     await executor.cleanup(launch.plugin_id)
 
 
-async def test_death_before_ready_tells_code_and_output(bench: Bench) -> None:
+async def test_death_before_ready_tells_code_and_output(bench: Bench, executor: Executor) -> None:
     """A plugin that dies ends the wait at once, and the error gives its code and its last lines, made harmless."""
-    executor = bench.executor()
     launch = bench.launch("exit", "7")
     instance = await executor.start(launch)
     began = time.monotonic()
@@ -118,9 +130,8 @@ async def test_death_before_ready_tells_code_and_output(bench: Bench) -> None:
     await executor.cleanup(launch.plugin_id)
 
 
-async def test_mute_plugin_times_out(bench: Bench) -> None:
+async def test_mute_plugin_times_out(bench: Bench, executor: Executor) -> None:
     """A plugin that lives but makes no socket fails with Moby's words when its time is over."""
-    executor = bench.executor()
     launch = bench.launch("mute")
     instance = await executor.start(launch)
     with pytest.raises(StartTimeout, match=r"dial unix /run/docker/plugins/p.sock: connect: no such file or directory"):
@@ -128,9 +139,8 @@ async def test_mute_plugin_times_out(bench: Bench) -> None:
     await executor.cleanup(launch.plugin_id)
 
 
-async def test_late_listener_is_waited_for(bench: Bench) -> None:
+async def test_late_listener_is_waited_for(bench: Bench, executor: Executor) -> None:
     """Between bind and listen the socket refuses; that is no failure."""
-    executor = bench.executor()
     launch = bench.launch("late", "300")
     await running(executor, launch)
     await executor.cleanup(launch.plugin_id)
@@ -159,7 +169,7 @@ async def test_missing_bind_source_is_named(bench: Bench) -> None:
     assert bench.leftovers() == []
 
 
-async def test_plugin_sees_what_was_asked_for(bench: Bench) -> None:
+async def test_plugin_sees_what_was_asked_for(bench: Bench, executor: Executor) -> None:
     """Words, variables, mounts, devices and capabilities reach the plugin, and no more than those."""
     (bench.root / "sub").mkdir()
     (bench.root / "sub" / "file").touch()
@@ -177,7 +187,6 @@ async def test_plugin_sees_what_was_asked_for(bench: Bench) -> None:
         linux=Linux(capabilities=["CAP_SYS_ADMIN"]),
         network="host",
     )
-    executor = bench.executor()
     instance = await executor.start(launch)
     assert await instance.wait() == Exit(0, None, False)
     shown = await instance.tail(100)
@@ -195,13 +204,12 @@ async def test_plugin_sees_what_was_asked_for(bench: Bench) -> None:
     assert caps["CapInh"] == 1 << 21
 
 
-async def test_propagated_mount_reaches_the_host(bench: Bench) -> None:
+async def test_propagated_mount_reaches_the_host(bench: Bench, executor: Executor) -> None:
     """What a plugin mounts below its propagated mount is mounted on the host, and goes with the plugin."""
     shared = bench.root / "propagated-mount"
     (shared / "volume").mkdir(parents=True)
     await to_thread.run_sync(make_shared, shared)
     try:
-        executor = bench.executor()
         launch = bench.launch(
             "mount",
             "/mnt/state/volume",
@@ -216,7 +224,7 @@ async def test_propagated_mount_reaches_the_host(bench: Bench) -> None:
         await to_thread.run_sync(lambda: unmount_below(shared, lazy=True))
 
 
-async def test_mount_in_the_sockets_directory_is_undone(bench: Bench) -> None:
+async def test_mount_in_the_sockets_directory_is_undone(bench: Bench, executor: Executor) -> None:
     """A mount that a plugin makes beside its socket, and that reaches the host, does not survive the cleanup."""
     bench.run.mkdir()
     await to_thread.run_sync(make_shared, bench.run)
@@ -224,7 +232,6 @@ async def test_mount_in_the_sockets_directory_is_undone(bench: Bench) -> None:
     shared.mkdir()
     await to_thread.run_sync(make_shared, shared)
     try:
-        executor = bench.executor()
         launch = bench.launch(
             "mount",
             "/run/docker/plugins/disk",
@@ -239,9 +246,8 @@ async def test_mount_in_the_sockets_directory_is_undone(bench: Bench) -> None:
         await to_thread.run_sync(lambda: unmount_below(shared, lazy=True))
 
 
-async def test_lost_monitor_ends_the_plugin(bench: Bench) -> None:
+async def test_lost_monitor_ends_the_plugin(bench: Bench, executor: Executor) -> None:
     """When somebody kills the monitor, the plugin is killed as well and its end is told, though not its code."""
-    executor = bench.executor()
     launch = bench.launch("listen")
     instance = await running(executor, launch)
     monitor = int((bench.run / "instances" / launch.plugin_id / "monitor.pid").read_text())
@@ -281,11 +287,10 @@ def start_in_a_daemon_that_is_killed(bench: Bench, launch: Launch) -> list[objec
     return known
 
 
-async def test_plugin_outlives_its_daemon(bench: Bench) -> None:
+async def test_plugin_outlives_its_daemon(bench: Bench, executor: Executor) -> None:
     """A plugin goes on when the daemon that started it is killed, and the next one finds it and sees it end."""
     launch = bench.launch("listen")
     known = await to_thread.run_sync(start_in_a_daemon_that_is_killed, bench, launch)
-    executor = bench.executor()
     assert await executor.instances() == [launch.plugin_id]
     instance = await executor.attach(launch.plugin_id)
     assert instance is not None
@@ -296,7 +301,7 @@ async def test_plugin_outlives_its_daemon(bench: Bench) -> None:
     assert await executor.attach(launch.plugin_id) is None
 
 
-async def test_death_while_nobody_watched_is_seen(bench: Bench) -> None:
+async def test_death_while_nobody_watched_is_seen(bench: Bench, executor: Executor) -> None:
     """A plugin that dies while no daemon runs is found with its exit code by the next one."""
     launch = bench.launch("listen")
     _, pid, _ = await to_thread.run_sync(start_in_a_daemon_that_is_killed, bench, launch)
@@ -305,7 +310,6 @@ async def test_death_while_nobody_watched_is_seen(bench: Bench) -> None:
     os.kill(pid, signal.SIGKILL)
     await anyio.wait_readable(fd)
     os.close(fd)
-    executor = bench.executor()
     instance = await executor.attach(launch.plugin_id)
     assert instance is not None
     with anyio.fail_after(5):
@@ -313,9 +317,8 @@ async def test_death_while_nobody_watched_is_seen(bench: Bench) -> None:
     await executor.cleanup(launch.plugin_id)
 
 
-async def test_reused_numbers_fool_nobody(bench: Bench) -> None:
+async def test_reused_numbers_fool_nobody(bench: Bench, executor: Executor) -> None:
     """When the recorded numbers belong to strangers by now, those are neither waited for nor signalled."""
-    executor = bench.executor()
     launch = bench.launch("listen")
     instance = await running(executor, launch)
     await instance.stop()
@@ -338,9 +341,8 @@ async def test_reused_numbers_fool_nobody(bench: Bench) -> None:
         stranger.wait()
 
 
-async def test_record_of_another_boot_is_void(bench: Bench) -> None:
+async def test_record_of_another_boot_is_void(bench: Bench, executor: Executor) -> None:
     """What an earlier boot left on RUN is cleared away without touching any process."""
-    executor = bench.executor()
     launch = bench.launch("listen")
     instance = await running(executor, launch)
     await instance.stop()
@@ -393,9 +395,8 @@ async def test_cancelled_in_the_runtime_leaves_nothing(bench: Bench, case: str) 
     assert bench.leftovers() == []
 
 
-async def test_cancelled_at_any_moment_leaves_nothing(bench: Bench) -> None:
+async def test_cancelled_at_any_moment_leaves_nothing(bench: Bench, executor: Executor) -> None:
     """A start that is cancelled after 0, 3, 6 … ms is undone, whatever it was doing."""
-    executor = bench.executor()
     launch = bench.launch("listen")
     for step in range(30):
         with anyio.move_on_after(0.003 * step) as scope:
@@ -405,7 +406,7 @@ async def test_cancelled_at_any_moment_leaves_nothing(bench: Bench) -> None:
         assert bench.leftovers() == [], f"after {3 * step} ms"
 
 
-async def test_daemon_killed_in_the_middle_of_a_start(bench: Bench) -> None:
+async def test_daemon_killed_in_the_middle_of_a_start(bench: Bench, executor: Executor) -> None:
     """What a daemon leaves that is killed while the runtime creates is found and cleared by the next."""
     reached = bench.root / "reached"
     os.mkfifo(reached)
@@ -417,15 +418,13 @@ async def test_daemon_killed_in_the_middle_of_a_start(bench: Bench) -> None:
     await to_thread.run_sync(reached.read_bytes)
     daemon.kill()
     daemon.wait(10)
-    executor = bench.executor()
     assert await executor.instances() == [launch.plugin_id]
     assert await executor.attach(launch.plugin_id) is None
     assert bench.leftovers() == []
 
 
-async def test_many_at_once(bench: Bench) -> None:
+async def test_many_at_once(bench: Bench, executor: Executor) -> None:
     """Starts, stops and clean-ups of many plugins at once do not disturb each other."""
-    executor = bench.executor()
 
     async def one() -> None:
         launch = bench.launch("listen")
@@ -438,9 +437,8 @@ async def test_many_at_once(bench: Bench) -> None:
             group.start_soon(one)
 
 
-async def test_two_starts_of_one_plugin_take_turns(bench: Bench) -> None:
+async def test_two_starts_of_one_plugin_take_turns(bench: Bench, executor: Executor) -> None:
     """Two starts of one plugin at once leave one instance: the later one replaces the other."""
-    executor = bench.executor()
     launch = bench.launch("listen")
     found: list[Instance] = []
 

@@ -3,18 +3,17 @@
 import os
 import resource
 import signal
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
 import pytest
 import structlog.testing
 
-from pluginsvc.runtime.executor import Executor, Exit
+from pluginsvc.runtime.executor import Exit
 from tests.system.probe import Bench
 from tests.system.test_executor import bench as _bench
-from tests.system.test_executor import running
+from tests.system.test_executor import running, serving
 
 pytestmark = [pytest.mark.anyio, pytest.mark.root]
 bench = _bench
@@ -29,14 +28,6 @@ def logged() -> Iterator[list[dict[str, object]]]:
 
 def lines(logged: list[dict[str, object]]) -> list[object]:
     return [entry["line"] for entry in logged if entry["event"] == "plugin.output"]
-
-
-@asynccontextmanager
-async def serving(executor: Executor) -> AsyncIterator[None]:
-    async with anyio.create_task_group() as group:
-        await group.start(executor.serve)
-        yield
-        group.cancel_scope.cancel()
 
 
 async def until(logged: list[dict[str, object]], last: str) -> None:

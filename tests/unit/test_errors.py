@@ -43,12 +43,6 @@ def test_every_error_says_what_it_is() -> None:
     assert [error for error in all_errors() if not (error.__dict__.get("__doc__") or "").strip()] == []
 
 
-def test_names_are_used_once() -> None:
-    """No two errors share a name, so that a log line or a page about errors is clear."""
-    names = [error.__name__ for error in all_errors()]
-    assert sorted(names) == sorted(set(names))
-
-
 OURS = NotFound("ours")
 
 

@@ -19,7 +19,7 @@ _UP_TO_SIX = _LOW | _TWO | {"events", "transfer", "directory", "plugins", "api",
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "model": {"errors"},
-    **dict.fromkeys(_ONE | {"config"}, {"errors", "model"}),
+    **{room: {"errors", "model"} for room in _ONE | {"config"}},
     **dict.fromkeys(_TWO, _LOW),
     "events": _LOW | {"state"},
     "transfer": _LOW | {"content", "registry", "sources"},
@@ -42,7 +42,7 @@ def name_of(path: Path) -> str:
 
 
 def room_of(module: str) -> str:
-    return (module.split(".") + [""])[1]
+    return [*module.split("."), ""][1]
 
 
 @cache

@@ -172,6 +172,33 @@ async def test_drain_gives_jobs_their_grace() -> None:
         assert await task == "result"
 
 
+async def test_cancelling_the_owner_spares_what_is_inside_its_commit() -> None:
+    """When the task that owns the group is cancelled, a job inside its commit still finishes that."""
+    steps = Steps()
+    scope = anyio.CancelScope()
+    opened = anyio.Event()
+    owned: list[JobGroup] = []
+
+    async def own() -> None:
+        with scope:
+            async with JobGroup().opened() as jobs:
+                owned.append(jobs)
+                opened.set()
+                await anyio.sleep_forever()
+
+    owner = asyncio.create_task(own())
+    await opened.wait()
+    caller = asyncio.create_task(owned[0].run("job", steps))
+    await steps.until("inside")
+    scope.cancel()
+    await settle()
+    steps.release()
+    await asyncio.wait([owner, caller], timeout=5)
+    assert steps.trace[:2] == ["before", "inside"]
+    assert owner.done()
+    assert caller.done()
+
+
 async def test_leaving_by_an_error_drains_too() -> None:
     """When the block fails, committed jobs are still finished before the error goes on."""
     steps = Steps()

@@ -293,3 +293,26 @@ async def test_full_disk_at_the_end(small_disk: Path) -> None:
     with pytest.raises(Cut):
         await write(store, BLOB[: HOP - 1])
     assert ingests(store) == []
+
+
+@pytest.mark.root
+async def test_full_disk_frees_the_others(small_disk: Path) -> None:
+    """When one ingest fills the disk, no other that is open keeps its partial, but all may still be committed."""
+    store = ContentStore(small_disk / "content")
+    await store.open()
+    data = BLOB[:HOP]
+    async with store.ingest("kept", digest=Digest.of(data), size=HOP) as kept:
+        await kept.write(data)
+        with pytest.raises(Cut):
+            await _cut_when_full(store)
+        await kept.commit(Digest.of(data), HOP)
+    assert ingests(store) == []
+    assert await store.size(Digest.of(data)) == HOP
+
+
+async def _cut_when_full(store: ContentStore) -> None:
+    async with store.ingest("other", digest=Digest.of(b"other"), size=1000) as other:
+        await other.write(b"x" * 999)
+        with pytest.raises(StorageError):
+            await write(store, BLOB)
+        raise Cut

@@ -58,7 +58,7 @@ def guarded(realm: Callable[[], str], given: list[str], scope: str = "repository
 
 
 async def with_world(
-    work: Callable[[World], Awaitable[None]], answers: Callable[[Seen], web.Response | None] = lambda seen: None
+    work: Callable[[World], Awaitable[None]], answers: Callable[[Seen], web.Response | None] = lambda _: None
 ) -> None:
     token, given = token_script(answers)
     async with serve(token) as realm, serve(guarded(lambda: f"{realm.url}/token?k=1", given)) as server:
@@ -169,7 +169,7 @@ async def test_identity_token_by_form_only() -> None:
         assert [seen.method for seen in world.realm.seen] == ["POST"]
 
     await with_world(work)
-    await with_world(refused, lambda seen: web.Response(status=401))
+    await with_world(refused, lambda _: web.Response(status=401))
 
 
 async def test_registry_token_is_sent_as_bearer() -> None:
@@ -250,15 +250,18 @@ async def test_tokens_expire(member: object, asked: int) -> None:
     def answer(seen: Seen) -> web.Response:
         return web.json_response({"token": "t", **({} if member is None else {"expires_in": member})})
 
-    async with serve(token_script(answer)[0]) as realm, serve(guarded(lambda: realm.url, ["t"])) as server:
-        async with scripted.registry() as client:
-            fetcher = client.fetcher(reference(server.host), access(ANONYMOUS))
-            await fetcher.resolve()
-            await fetcher.resolve()
-            assert len(realm.seen) == asked
-            if member is None:
-                (token,) = client._tokens._tokens.values()
-                assert 50 < token.expires - token.born <= 60
+    async with (
+        serve(token_script(answer)[0]) as realm,
+        serve(guarded(lambda: realm.url, ["t"])) as server,
+        scripted.registry() as client,
+    ):
+        fetcher = client.fetcher(reference(server.host), access(ANONYMOUS))
+        await fetcher.resolve()
+        await fetcher.resolve()
+        assert len(realm.seen) == asked
+        if member is None:
+            (token,) = client._tokens._tokens.values()
+            assert 50 < token.expires - token.born <= 60
 
 
 async def test_a_revoked_token_is_replaced() -> None:
@@ -302,16 +305,19 @@ async def test_nonsense_from_the_realm(body: bytes) -> None:
     def token(seen: Seen) -> web.Response:
         return web.Response(body=body)
 
-    async with serve(token_script(token)[0]) as realm, serve(guarded(lambda: realm.url, [])) as server:
-        async with scripted.registry() as client:
-            with pytest.raises(RegistryProtocolError):
-                await client.fetcher(reference(server.host), access(ANONYMOUS)).resolve()
+    async with (
+        serve(token_script(token)[0]) as realm,
+        serve(guarded(lambda: realm.url, [])) as server,
+        scripted.registry() as client,
+    ):
+        with pytest.raises(RegistryProtocolError):
+            await client.fetcher(reference(server.host), access(ANONYMOUS)).resolve()
 
 
 async def test_a_secure_registry_cannot_name_a_plain_realm(tmp_path: Path) -> None:
     """A password is not sent to an http realm that a verified registry names."""
     tls, ca, _, _ = scripted.certificates(tmp_path)
-    token, given = token_script(lambda seen: None)
+    token, given = token_script(lambda _: None)
     async with serve(token) as realm, serve(guarded(lambda: realm.url, given), tls=tls) as server:
         folder = tmp_path / "certs.d" / server.host
         folder.mkdir(parents=True)
@@ -335,13 +341,16 @@ async def test_odd_realms_are_refused(realm: str) -> None:
 
 async def test_password_form_does_not_follow_redirects() -> None:
     """A realm that redirects the form gets no second host to see the password."""
-    async with serve(token_script(lambda seen: None)[0]) as other:
+    async with serve(token_script(lambda _: None)[0]) as other:
 
         def away(seen: Seen) -> web.Response:
             return web.Response(status=307, headers={"Location": other.url})
 
-        async with serve(token_script(away)[0]) as realm, serve(guarded(lambda: realm.url, [])) as server:
-            async with scripted.registry() as client:
-                with pytest.raises(RegistryFault):
-                    await client.fetcher(reference(server.host), access()).resolve()
+        async with (
+            serve(token_script(away)[0]) as realm,
+            serve(guarded(lambda: realm.url, [])) as server,
+            scripted.registry() as client,
+        ):
+            with pytest.raises(RegistryFault):
+                await client.fetcher(reference(server.host), access()).resolve()
         assert other.seen == []

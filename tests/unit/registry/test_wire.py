@@ -1,10 +1,10 @@
 """One exchange: redirects, what is private, time-outs, caps, proxies."""
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator
 
 import anyio
-import anyio.abc
 import pytest
 from aiohttp import web
 
@@ -43,11 +43,15 @@ async def test_private_headers_stay_with_the_origin() -> None:
             return web.Response(status=301, headers={"Location": f"{target.url}/a?sig=1%2B"})
         return web.Response(text="end")
 
-    async with serve(target_script) as target, serve(home_script) as home, open_wire() as sender:
-        async with sender.exchange(
+    async with (
+        serve(target_script) as target,
+        serve(home_script) as home,
+        open_wire() as sender,
+        sender.exchange(
             "GET", f"{home.url}/start", headers=[("Range", "bytes=3-")], private=PRIVATE, secure=False
-        ) as response:
-            assert await read(response, 10) == b"end"
+        ) as response,
+    ):
+        assert await read(response, 10) == b"end"
     auth = {seen.target: (seen.auth, seen.headers.get("X-Meta-A")) for seen in [*home.seen, *target.seen]}
     assert auth == {
         "/start": ("Basic x", "b"),
@@ -207,19 +211,16 @@ async def test_no_connection_and_cut_connections() -> None:
 async def test_what_is_no_http_is_no_crash(junk: bytes) -> None:
     """A host that does not speak HTTP is a fault of this room."""
 
-    async def babble(stream: anyio.abc.SocketStream) -> None:
-        async with stream:
-            await stream.receive()
-            await stream.send(junk)
+    async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(100)
+        writer.write(junk)
+        writer.close()
 
-    async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener, anyio.create_task_group() as group:
-        group.start_soon(listener.serve, babble)
-        port = listener.extra(anyio.abc.SocketAttribute.local_port)
-        async with open_wire() as sender:
-            with pytest.raises((RegistryBusy, RegistryProtocolError)):
-                async with sender.exchange("GET", f"http://127.0.0.1:{port}/", secure=False):
-                    pass
-        group.cancel_scope.cancel()
+    async with await asyncio.start_server(babble, "127.0.0.1", 0) as listener, open_wire() as sender:
+        port = listener.sockets[0].getsockname()[1]
+        with pytest.raises((RegistryBusy, RegistryProtocolError)):
+            async with sender.exchange("GET", f"http://127.0.0.1:{port}/", secure=False):
+                pass
 
 
 async def test_answers_are_capped() -> None:
