@@ -173,7 +173,8 @@ class _Daemon:
                 uploads=settings.max_concurrent_uploads,
                 stop_grace=settings.stop_timeout,
             )
-            await services.start(self._signals, registry)
+            facts = await to_thread.run_sync(_facts, settings)
+            await services.start(self._signals, registry, facts)
             await services.start(executor.serve)
             publisher = Publisher(database, bus)
             await services.start(publisher.run)
@@ -186,11 +187,7 @@ class _Daemon:
                 manager = Manager(parts, supervisor, collector, jobs, services)
                 wished = await manager.restore()
                 services.start_soon(collector.serve)
-                app = make_app(
-                    manager=manager,
-                    system=await to_thread.run_sync(_facts, settings),
-                    events=partial(follow, database, bus),
-                )
+                app = make_app(manager=manager, system=facts, events=partial(follow, database, bus))
                 async with serve(app, _listeners(settings, inherited), grace=settings.shutdown_timeout) as addresses:
                     with anyio.move_on_after(READY_WITHIN):
                         for event in wished:
@@ -212,19 +209,23 @@ class _Daemon:
         _log.info("daemon.stopped")
 
     async def _signals(
-        self, registry: Registry, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+        self,
+        registry: Registry,
+        facts: SystemFacts,
+        *,
+        task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
     ) -> None:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             task_status.started()
             async for number in signals:
                 if number == signal.SIGHUP:
                     self._notifier.reloading()
-                    self._take_over(registry)
+                    self._take_over(registry, facts)
                     self._notifier.ready("configuration read again")
                 else:
                     self._stop.set()
 
-    def _take_over(self, registry: Registry) -> None:
+    def _take_over(self, registry: Registry, facts: SystemFacts) -> None:
         """Apply what may change in a running daemon; a configuration that is wrong changes nothing."""
         try:
             fresh = self._reload()
@@ -236,6 +237,8 @@ class _Daemon:
         }
         log.configure(level=fresh.log_level, style=self._settings.log_format)
         registry.use(_hosts(fresh))
+        facts.insecure, facts.mirrors = fresh.insecure_registries, fresh.registry_mirrors
+        facts.debug = fresh.log_level == "debug"
         _log.info("daemon.reloaded", changed=sorted(changed & RELOADABLE), needs_restart=sorted(changed - RELOADABLE))
         self._settings = msgspec.structs.replace(
             self._settings, **{field: getattr(fresh, field) for field in RELOADABLE}

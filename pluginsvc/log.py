@@ -26,7 +26,7 @@ def redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mutab
 
 
 def configure(*, level: str = "info", style: Literal["console", "json"] = "console") -> None:
-    """Set up logging once for the process; lines go to standard error.
+    """Set up logging for the process, or change it; lines go to standard error.
 
     Args:
         level: one of ``LEVELS``; what is less severe is dropped.
@@ -48,5 +48,6 @@ def configure(*, level: str = "info", style: Literal["console", "json"] = "conso
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
-        cache_logger_on_first_use=True,
+        # cached loggers would keep the level they began with, and a reload may change it
+        cache_logger_on_first_use=False,
     )

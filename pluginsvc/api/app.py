@@ -77,7 +77,8 @@ class _Forward(logging.Handler):
             # its text quotes the request, credentials included
             _log.info("http.malformed", error=type(cause).__name__)
         elif record.levelno >= logging.WARNING:
-            _log.error("http.crashed", error=record.getMessage(), exc_info=cause)
+            # no traceback: formatting one reads files, and we are on the loop
+            _log.error("http.crashed", what=record.getMessage(), error=repr(cause))
 
 
 def _http_logger() -> logging.Logger:

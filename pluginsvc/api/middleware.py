@@ -19,7 +19,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from pluginsvc.api.params import MAX_API_VERSION, MIN_API_VERSION, clean_path, version_key
-from pluginsvc.api.replies import API_VERSION, FAILURE, HEADERS, REQUEST_ID, describe, empty, error_reply
+from pluginsvc.api.replies import API_VERSION, FAILURE, HEADERS, REQUEST_ID, describe, empty, error_reply, log_crash
 from pluginsvc.api.routing import Match, Route, Router
 from pluginsvc.errors import Forbidden, InvalidParameter, NotFound
 
@@ -61,7 +61,6 @@ def make_edge(router: Router, server: str) -> Middleware:
         request[HEADERS] = {}
         request[API_VERSION] = ""
         structlog.contextvars.bind_contextvars(request_id=request_id)
-        crash: Exception | None = None
         text = ""
         try:
             response = await _dispatch(request, router, server)
@@ -74,13 +73,14 @@ def make_edge(router: Router, server: str) -> Middleware:
             if _is_gone(request):
                 _summary(request, 499, started, text)
                 raise ConnectionResetError("the client went away") from exc
-            crash = None if ours else exc
+            if not ours:
+                await log_crash("request.crashed", exc)
             if request.writer.output_size:
                 # the headers are out: breaking the connection is the only way not to look complete
-                _summary(request, status, started, text, crash)
+                _summary(request, status, started, text)
                 raise ConnectionResetError("failed in the middle of an answer") from exc
             response = error_reply(status, text, version=request[API_VERSION])
-        _summary(request, response.status, started, text, crash)
+        _summary(request, response.status, started, text)
         return response
 
     return edge
@@ -90,16 +90,14 @@ def _is_gone(request: web.Request) -> bool:
     return request.transport is None or request.transport.is_closing()
 
 
-def _summary(request: web.Request, status: int, started: float, text: str, crash: Exception | None = None) -> None:
+def _summary(request: web.Request, status: int, started: float, text: str) -> None:
     facts = {
         "method": request.method,
         "path": request.rel_url.path,
         "status": status,
         "ms": round((time.perf_counter() - started) * 1000, 1),
     }
-    if crash is not None:
-        _log.error("request", **facts, error=text, exc_info=crash)
-    elif text:
+    if text:
         _log.log(logging.ERROR if status in _OURS else logging.INFO, "request", **facts, error=text)
     elif request.method in _READS:
         # polled by health checks and clients, thousands in a second

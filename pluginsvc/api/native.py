@@ -35,4 +35,4 @@ class NativeHandlers:
     async def collect(self, request: web.Request, _name: str) -> web.Response:
         """Remove blobs that nothing needs; with ``dry-run`` only say which."""
         report = await self._manager.collect(dry_run=boolean(request.query, "dry-run"))
-        return json_reply({"Removed": list(report.removed), "Bytes": report.bytes})
+        return json_reply({"Removed": [str(digest) for digest in report.removed], "Bytes": report.bytes})

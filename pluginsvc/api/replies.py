@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+from functools import partial
 from typing import Any
 
 import msgspec
+import structlog
 from aiohttp import web
 
 from pluginsvc.api.params import version_key
@@ -25,6 +28,7 @@ API_VERSION = web.RequestKey("api_version", str)
 FAILURE = web.RequestKey("failure", str)
 """Text of an error that went out inside a stream, for the log."""
 
+_log = structlog.get_logger()
 _ENCODER = msgspec.json.Encoder()
 _JSON_ERRORS_SINCE = version_key("1.24")
 
@@ -72,3 +76,8 @@ def describe(error: Exception, request: web.Request) -> tuple[int, str, bool]:
     if isinstance(leaf, PluginsvcError):
         return leaf.status, str(leaf) or type(leaf).__name__, True
     return 500, f"internal error: the daemon's log has the details under request_id={request[REQUEST_ID]}", False
+
+
+async def log_crash(event: str, crash: BaseException, **facts: Any) -> None:
+    """Log an error with its traceback, in a thread: formatting one reads source files."""
+    await asyncio.to_thread(partial(_log.error, event, exc_info=crash, **facts))

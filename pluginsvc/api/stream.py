@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 import anyio
-import structlog
 from aiohttp import HttpVersion11, web
 
-from pluginsvc.api.replies import FAILURE, JSON, describe
+from pluginsvc.api.replies import FAILURE, JSON, describe, log_crash
 from pluginsvc.model.progress import Line, encode_line
 
 Sink = Callable[[Line], Awaitable[None]]
 
 WRITE_TIMEOUT = 300.0
 """Seconds a client may leave a line unread, with all buffers between us full, before it counts as gone."""
-
-_log = structlog.get_logger()
 
 
 def open_stream(request: web.Request, content_type: str) -> web.StreamResponse:
@@ -48,7 +45,7 @@ async def stream(request: web.Request, work: Callable[[Sink], Awaitable[None]]) 
             raise
         _, text, ours = describe(exc, request)
         if not ours:
-            _log.error("stream.crashed", exc_info=exc)
+            await log_crash("stream.crashed", exc)
         request[FAILURE] = text
         await lines.write(Line.failure(text))
     await lines.begin()

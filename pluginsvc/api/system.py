@@ -46,9 +46,9 @@ class UnsupportedByDaemon(NotImplementedHere):
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class SystemFacts:
-    """What the daemon tells of itself.
+    """What the daemon tells of itself; a reload of its configuration changes ``insecure``, ``mirrors``, ``debug``.
 
     Attributes:
         id: stable over restarts.

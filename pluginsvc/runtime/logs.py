@@ -141,6 +141,7 @@ class Reader:
             before = self.position
             batch = self._take(stack[place], limit)
             if self.position != before or batch.more or place == 0:
+                batch.more = batch.more or place > 0
                 return batch
             self.position = Mark(inodes[place - 1], 0)
 

@@ -99,7 +99,7 @@ async def report(board: Board, sink: Sink, *, interval: float = INTERVAL) -> Asy
         async with anyio.create_task_group() as group:
             group.start_soon(tick, name="progress")
             yield
-            if True:
+            async with writing:  # a line under way is written once
                 group.cancel_scope.cancel()
     except BaseException as exc:
         # of two failures the first is the one to tell, so that of the sink is not

@@ -1,5 +1,6 @@
-"""The client of both sides: the Engine API over a unix socket, one connection a call, so that it costs both the same."""
+"""The client of both sides: the Engine API over a unix socket, one connection a call, the same cost for both."""
 
+import contextlib
 import json
 import os
 import socket
@@ -66,10 +67,8 @@ class Engine:
         headers = {"Content-Type": kind} if body is not None else {}
         connection = _UnixConnection(self.socket)
         try:
-            try:
-                connection.request(method, url, body=body, headers=headers, encode_chunked=body is not None)
-            except BrokenPipeError:
-                pass  # refused before it had taken all; the answer says why
+            with contextlib.suppress(BrokenPipeError):  # refused before it had taken all; the answer says why
+                connection.request(method, url, body=body, headers=headers)
             answer: HTTPResponse = connection.getresponse()
             data = answer.read()
         finally:
@@ -129,19 +128,22 @@ def activate(path: Path, *, within: float = 5.0) -> None:
 
     """
     deadline = time.monotonic() + within
-    while True:
-        try:
-            found = connected(path, timeout=within)
-            break
-        except (FileNotFoundError, ConnectionRefusedError) as exc:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"nothing accepts on {path} within {within:g} s") from exc
-            time.sleep(0.001)
+    while (found := _try(path, timeout=within)) is None:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"nothing accepts on {path} within {within:g} s")
+        time.sleep(0.001)
     with found:
         found.sendall(b"POST /Plugin.Activate HTTP/1.1\r\nHost: plugin\r\nContent-Length: 0\r\n\r\n")
         answer = found.recv(4096)
     if not answer.startswith(b"HTTP/1.1 200"):
         raise CallFailedError("POST /Plugin.Activate", int(answer[9:12] or 0), answer.decode(errors="replace"))
+
+
+def _try(path: Path, *, timeout: float) -> socket.socket | None:
+    try:
+        return connected(path, timeout=timeout)
+    except (FileNotFoundError, ConnectionRefusedError):
+        return None
 
 
 def put_blob(registry: str, repository: str, digest: str, body: Path | bytes) -> None:

@@ -65,19 +65,19 @@ class _Sink(Protocol):
 
 
 @cache
-def _pool() -> tuple[list[Path], list[Path]]:
-    """Return the machine's files that trees are made of: those under 32 kB, and larger ones."""
+def _pool() -> tuple[list[tuple[Path, str]], list[tuple[Path, str]]]:
+    """Return the machine's files that trees are made of, with a short name each: those under 32 kB, and larger ones."""
     folders = {sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}
     folders |= {"/usr/lib/python3", f"/usr/lib/{os.uname().machine}-linux-gnu", "/usr/include"}
-    small: list[Path] = []
-    large: list[Path] = []
-    for folder in sorted(folders):
+    small: list[tuple[Path, str]] = []
+    large: list[tuple[Path, str]] = []
+    for number, folder in enumerate(sorted(folders)):
         for base, inner, names in os.walk(folder):
             inner[:] = sorted(name for name in inner if name != "__pycache__")
             for path in (Path(base, name) for name in sorted(names) if name.endswith(_WANTED_SUFFIXES)):
                 size = path.lstat().st_size
                 if path.is_file() and not path.is_symlink() and 0 < size <= _LARGEST:
-                    (large if size >= 32 * 1024 else small).append(path)
+                    (large if size >= 32 * 1024 else small).append((path, f"{number}/{path.relative_to(folder)}"))
     if not small or not large:
         raise RuntimeError(f"no files to make trees of in {sorted(folders)}")
     return small, large
@@ -88,8 +88,7 @@ def write_tree(tree: Tree, out: _Sink) -> int:
 
     Small and large files alternate so that entries and size come to their end together.
     """
-    lists = [itertools.cycle(paths[tree.offset % len(paths) :] + paths[: tree.offset % len(paths)]) for paths in _pool()]
-    round_up = [len(paths) for paths in _pool()]
+    sources = [itertools.cycle(pool[tree.offset % len(pool) :] + pool[: tree.offset % len(pool)]) for pool in _pool()]
     taken = [0, 0]
     entries = size = 0
     known: set[str] = set()
@@ -97,8 +96,8 @@ def write_tree(tree: Tree, out: _Sink) -> int:
     with tarfile.open(fileobj=_WriteOnly(out), mode="w|", bufsize=PIECE, format=tarfile.GNU_FORMAT) as tar:
         while entries < tree.entries or size < tree.size:
             which = int(size * tree.entries < entries * tree.size)
-            path = next(lists[which])
-            name = f"{tree.top}/{taken[which] // round_up[which]:03}/{'sl'[which]}{path}"
+            path, short = next(sources[which])
+            name = f"{tree.top}/{taken[which] // len(_pool()[which]):03}/{'sl'[which]}{short}"
             taken[which] += 1
             try:
                 data = path.read_bytes()

@@ -1,10 +1,12 @@
 """Fixtures of the functional tests."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
+from pluginsvc import log
 from pluginsvc.api.app import make_app, serve
 from pluginsvc.api.listeners import UnixListener
 from pluginsvc.api.system import SystemFacts
@@ -21,6 +23,15 @@ FACTS = SystemFacts(
     insecure=["10.0.0.0/8", "registry.test:5000"],
     mirrors=["https://mirror.test"],
 )
+
+
+@pytest.fixture(autouse=True)
+def _logging() -> Iterator[None]:
+    """Log as the daemon does, to standard error."""
+    log.configure(level="debug")
+    structlog.configure(cache_logger_on_first_use=False)
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture

@@ -263,7 +263,7 @@ class MemoryManager:
         for status in ("Preparing", "Pushing", "Pushed"):
             await sink(Line.step(status, digest.short))
         self.remotes[str(reference)] = plugin.config
-        aux = Aux(tag=reference.tag or "", digest=digest, size=500)
+        aux = Aux(tag=reference.tag or "", digest=str(digest), size=500)
         await sink(Line(progress_detail=ProgressDetail(), aux=aux))
 
     async def set(self, name: str, arguments: list[str]) -> None:

@@ -130,7 +130,9 @@ def snapshot(root: Path, *, times: bool = True) -> dict[bytes, Any]:
             what = os.readlink(path)
         elif stat.S_ISCHR(info.st_mode) or stat.S_ISBLK(info.st_mode):
             what = info.st_rdev
-        attributes = {key: os.getxattr(path, key, follow_symlinks=False) for key in os.listxattr(path, False)}
+        attributes = {
+            key: os.getxattr(path, key, follow_symlinks=False) for key in os.listxattr(path, follow_symlinks=False)
+        }
         mtime = info.st_mtime_ns if times else None
         found[name] = (kind, stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid, mtime, what, attributes)
         if not stat.S_ISDIR(info.st_mode):

@@ -76,13 +76,21 @@ def test_global_headers_hold_until_taken_back() -> None:
 
 def test_links_carry_no_data() -> None:
     """The size of a link or directory does not count, as in Go: what follows is the next header."""
-    archive = b"".join(header(b"l", kind, size=512, link=b"x") for kind in b"1 2 3 4 5 6".split()) + member(b"z", b"data")
+    archive = b"".join(header(b"l", kind, size=512, link=b"x") for kind in b"1 2 3 4 5 6".split()) + member(
+        b"z", b"data"
+    )
     assert [entry.size for entry in entries(archive + END)] == [0] * 6 + [4]
 
 
 def test_only_some_attributes_are_kept() -> None:
     """File capabilities and user attributes pass; those that steer overlays, policies or access lists do not."""
-    names = [b"security.capability", b"user.a", b"trusted.overlay.opaque", b"security.selinux", b"system.posix_acl_access"]
+    names = [
+        b"security.capability",
+        b"user.a",
+        b"trusted.overlay.opaque",
+        b"security.selinux",
+        b"system.posix_acl_access",
+    ]
     archive = pax([(b"SCHILY.xattr." + name, b"\0v=\n") for name in names]) + member(b"a")
     assert entries(archive + END)[0].xattrs == {b"security.capability": b"\0v=\n", b"user.a": b"\0v=\n"}
 

@@ -565,7 +565,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.root
 async def test_full_disk(small_disk: Path, client: Registry, faulty: FaultRegistry, image: Image) -> None:
-    """A pull onto a full disk fails with the reason; neither the layer that did not fit nor the others leave a partial."""
+    """A pull onto a full disk fails with the reason and leaves no partial, of no layer."""
     store = ContentStore(small_disk / "content")
     await store.open()
 

@@ -1,0 +1,194 @@
+"""pluginctl against the API."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import anyio
+import pytest
+from anyio import to_thread
+from click.testing import CliRunner, Result
+
+from pluginsvc.client.pluginctl import main
+from pluginsvc.model.event import EngineView
+from tests.support.engine import CONFIG, Engine
+from tests.support.memory_manager import MemoryManager
+
+pytestmark = pytest.mark.anyio
+
+Ctl = Callable[..., Awaitable[Result]]
+
+
+@pytest.fixture
+def ctl(engine: Engine) -> Ctl:
+    """Give a function that runs the command against `engine` and checks its exit status."""
+
+    async def run(*words: str, status: int = 0, host: str = engine.host) -> Result:
+        # by the environment, so that tests of --host can override it
+        invoke = lambda: CliRunner().invoke(main, words, env={"PLUGINSVC_HOST": host})  # noqa: E731 - a thread's body
+        result = await to_thread.run_sync(invoke)
+        assert result.exit_code == status, result.output
+        return result
+
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Give the folder of a plugin."""
+    found = tmp_path / "plugin"
+    (found / "rootfs").mkdir(parents=True)
+    (found / "rootfs" / "sample").write_bytes(b"sample" * 200_000)
+    (found / "config.json").write_text(json.dumps(CONFIG | {"description": "a \x1b[31msample"}))
+    return found
+
+
+async def test_the_whole_life(ctl: Ctl, folder: Path) -> None:
+    """A plugin goes through its life with docker's words, and each command says what docker's says."""
+    assert (await ctl("create", "demo", str(folder))).stdout == "demo\n"
+    assert (await ctl("set", "demo", "DEBUG=1")).stdout == ""
+    assert (await ctl("enable", "--timeout", "5", "demo")).stdout == "demo\n"
+    refused = await ctl("rm", "demo", status=1)
+    assert (refused.stdout, refused.stderr) == ("", "pluginctl: plugin demo:latest is enabled\n")
+    assert (await ctl("disable", "-f", "demo")).stdout == "demo\n"
+    inspected = json.loads((await ctl("inspect", "demo")).stdout)
+    assert [plugin["Settings"]["Env"] for plugin in inspected] == [["DEBUG=1"]]
+    pushed = (await ctl("push", "demo")).stdout.splitlines()
+    assert pushed[0] == "The push refers to repository [docker.io/library/demo]"
+    assert pushed[-1].startswith("latest: digest: sha256:")
+    assert (await ctl("remove", "--force", "demo")).stdout == "demo\n"
+    assert (await ctl("ls", "-q")).stdout == ""
+
+
+async def test_ls(ctl: Ctl, folder: Path) -> None:
+    """The list is a table with short harmless cells for people, whole facts as JSON lines, or IDs."""
+    await ctl("create", "demo", str(folder))
+    header, row = (await ctl("ls")).stdout.splitlines()
+    assert header.split() == ["ID", "NAME", "DESCRIPTION", "ENABLED"]
+    facts = json.loads((await ctl("ls", "--format", "json")).stdout)
+    assert facts == {
+        "ID": facts["ID"],
+        "Name": "demo:latest",
+        "Description": "a \x1b[31msample",
+        "Enabled": False,
+        "PluginReference": "demo",
+    }
+    assert row.split() == [facts["ID"][:12], "demo:latest", "a", "\\u001b[31msample", "false"]
+    assert (await ctl("list", "-q", "--no-trunc")).stdout == facts["ID"] + "\n"
+    assert (await ctl("ls", "-q", "-f", "enabled=true")).stdout == ""
+    assert "invalid filter 'x'" in (await ctl("ls", "-f", "x=1", status=1)).stderr
+
+
+async def test_several_names(ctl: Ctl, engine: Engine) -> None:
+    """One name that fails does not keep the others from being served, but shows in the exit status."""
+    await engine.install("a")
+    await engine.install("b")
+    found = await ctl("inspect", "-f", "json", "a", "nope", "b", status=1)
+    assert [json.loads(line)["Name"] for line in found.stdout.splitlines()] == ["a:latest", "b:latest"]
+    assert found.stderr == 'pluginctl: plugin "nope" not found\n'
+    removed = await ctl("rm", "a", "../b", "b", status=1)
+    assert removed.stdout == "a\nb\n"
+    assert "'../b'" in removed.stderr
+
+
+async def test_create_refused(ctl: Ctl, folder: Path) -> None:
+    """A name that is taken is told at once, and a folder that holds no plugin before anything is sent."""
+    await ctl("create", "demo", str(folder))
+    again = await ctl("create", "demo", str(folder), status=1)
+    assert again.stderr == "pluginctl: plugin demo:latest already exists\n"
+    (folder / "config.json").unlink()
+    missing = await ctl("create", "other", str(folder), status=2)
+    assert "config.json" in missing.stderr
+
+
+async def test_events(ctl: Ctl, engine: Engine) -> None:
+    """Events are replayed between two bounds, as docker shows them or as JSON lines, and filtered."""
+    await engine.install("demo")
+    await ctl("enable", "demo")
+    lines = (await ctl("events", "--since", "1h", "--until", "0s")).stdout.splitlines()
+    assert [line.split()[1:3] for line in lines] == [["plugin", "pull"], ["plugin", "enable"]]
+    assert lines[1].endswith(" (name=demo)")
+    found = await ctl("events", "--since", "1h", "--until", "0s", "--filter", "event=enable", "--format", "json")
+    assert json.loads(found.stdout)["Action"] == "enable"
+
+
+async def test_events_until_the_daemon_stops(engine: Engine, memory: MemoryManager) -> None:
+    """Live events are printed as they come, and an end that nobody asked for is no success."""
+    words = [sys.executable, "-m", "pluginsvc.client.pluginctl", "-H", engine.host, "events", "--format", "json"]
+    async with await anyio.open_process(words, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        _, facts = await engine.call("GET", "/info")
+        with anyio.fail_after(20):
+            while not facts["NEventsListener"]:
+                await anyio.sleep(0.01)
+                _, facts = await engine.call("GET", "/info")
+            memory.events.publish("enable", "0" * 64, "demo")
+            assert json.loads(await process.stdout.receive())["Actor"]["ID"] == "0" * 64
+            process.send_signal(2)
+            assert await process.wait() == 130
+
+
+async def test_df_and_prune(ctl: Ctl, engine: Engine) -> None:
+    """The room that plugins take is told, and blobs that nothing needs are removed or only named."""
+    await engine.install("demo")
+    assert (await ctl("df")).stdout.splitlines()[1].split() == ["Plugins", "1", "0", "1.0", "kB", "7", "bytes"]
+    disk = json.loads((await ctl("df", "--format", "json")).stdout)
+    assert disk == {"Type": "Plugins", "Total": 1, "Active": 0, "Size": 1000, "Reclaimable": 7}
+    first, last = (await ctl("prune", "--dry-run")).stdout.splitlines()
+    assert first.startswith("would delete: sha256:")
+    assert last == "Reclaimable space: 7 bytes"
+    pruned = json.loads((await ctl("prune", "--format", "json")).stdout)
+    assert (len(pruned["Removed"]), pruned["Bytes"]) == (1, 7)
+
+
+async def test_version(ctl: Ctl) -> None:
+    """Both versions are told."""
+    found = json.loads((await ctl("version", "--format", "json")).stdout)
+    assert found["Server"]["ApiVersion"] == "1.47"
+    assert found["Client"]["Version"] in (await ctl("version")).stdout
+
+
+async def test_failed_push(ctl: Ctl, engine: Engine) -> None:
+    """A push that never began is refused with the daemon's own words."""
+    assert (await ctl("push", "nope", status=1)).stderr == 'pluginctl: plugin "nope" not found\n'
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["ls", "-f", "enabled"],
+        ["enable", "--timeout", "-1", "x"],
+        ["enable"],
+        ["rm"],
+        ["set", "x"],
+        ["install", "x"],
+        ["events", "--since", "yesterday"],
+        ["enable", ""],
+        ["set", "x", "K=\udcff"],
+        ["--host", "tcp://nowhere", "ls"],
+    ],
+)
+async def test_usage(ctl: Ctl, words: list[str]) -> None:
+    """A wrong command line ends with 2 and says what is wrong, on standard error only."""
+    result = await ctl(*words, status=2)
+    assert result.stdout == ""
+    assert result.stderr.strip()
+
+
+async def test_no_daemon(ctl: Ctl, tmp_path: Path) -> None:
+    """Without a daemon every command says once where it looked and what to do."""
+    result = await ctl("rm", "a", "b", status=1, host=f"unix://{tmp_path}/none.sock")
+    assert result.stderr.count("cannot reach the daemon") == 1
+    assert "--host" in result.stderr
+
+
+async def test_start_up_is_light() -> None:
+    """The program loads nothing that is slow and that it does not need."""
+    check = (
+        "import sys, pluginsvc.client.pluginctl;"
+        "print(*({'aiohttp', 'asyncio', 'anyio', 'rich.console', 'structlog'} & set(sys.modules)))"
+    )
+    done = await anyio.run_process([sys.executable, "-c", check])
+    assert done.stdout.split() == []

@@ -1,0 +1,283 @@
+"""The daemon's own life: restarts, kills, shut-downs, locks, reloads; plugins outlive it (REF 3.6, design §3)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import parts, procs
+from tests.support.daemon import PROGRAM, Daemon, running_daemon
+from tests.support.docker_cli import DockerCLI, docker_clis
+
+pytestmark = pytest.mark.root
+
+Folder = Callable[..., Path]
+
+
+@pytest.fixture
+def daemon() -> Iterator[Daemon]:
+    """Give each test a daemon of its own, since it will be killed."""
+    with running_daemon() as found:
+        yield found
+
+
+def wait_until(answers: Callable[[], bool], seconds: float = 15.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not answers():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def plugin_pid(daemon: Daemon, plugin_id: str) -> int:
+    """Return the process of a running plugin, 0 if there is none."""
+    try:
+        pid = int((daemon.run / "instances" / plugin_id / "pid").read_text())
+        running = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (OSError, ValueError):
+        return 0
+    return pid if running else 0
+
+
+def created(daemon: Daemon, folder: Folder, name: str = "p", **config: object) -> str:
+    """Create a plugin; return its ID."""
+    cli = daemon.cli()
+    cli.run("plugin", "create", name, str(folder(**config)), check=True)
+    return cli.run("plugin", "inspect", "--format", "{{.Id}}", name, check=True).stdout.strip()
+
+
+def enabled(cli: DockerCLI, name: str = "p") -> str:
+    return cli.run("plugin", "inspect", "--format", "{{.Enabled}}", name, check=True).stdout.strip()
+
+
+def since_zero(cli: DockerCLI) -> list[str]:
+    """Return the actions of all events there ever were."""
+    done = cli.run("events", "--since", "0", "--until", str(time.time()), "--format", "{{.Action}}", check=True)
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_plugins_outlive_the_daemon(daemon: Daemon, folder: Folder, how: str) -> None:
+    """After TERM or KILL of the daemon the plugin's process lives; a new daemon takes it over, disables and removes."""
+    plugin_id = created(daemon, folder)
+    cli = daemon.cli()
+    cli.run("plugin", "enable", "p", check=True)
+    pid = plugin_pid(daemon, plugin_id)
+    assert pid
+    getattr(daemon, how)()
+    assert plugin_pid(daemon, plugin_id) == pid
+    daemon.start()
+    assert enabled(cli) == "true"
+    assert plugin_pid(daemon, plugin_id) == pid
+    assert since_zero(cli) == ["create", "enable"]
+    cli.run("plugin", "disable", "p", check=True)
+    assert plugin_pid(daemon, plugin_id) == 0
+    cli.run("plugin", "rm", "p", check=True)
+
+
+def test_a_disabled_plugin_stays_disabled(daemon: Daemon, folder: Folder) -> None:
+    """A restart changes neither the list nor the state."""
+    created(daemon, folder)
+    daemon.stop()
+    daemon.start()
+    assert enabled(daemon.cli()) == "false"
+
+
+def test_without_live_restore_plugins_stop_and_come_back(folder: Folder, tmp_path: Path) -> None:
+    """With live-restore off, TERM stops plugins but not their wish: the next start brings them back."""
+    config = tmp_path / "c.toml"
+    config.write_text("live-restore = false\n")
+    with running_daemon("--config", str(config)) as daemon:
+        plugin_id = created(daemon, folder)
+        daemon.cli().run("plugin", "enable", "p", check=True)
+        before = plugin_pid(daemon, plugin_id)
+        assert daemon.stop() == 0
+        assert plugin_pid(daemon, plugin_id) == 0
+        assert daemon.mounts() == []
+        daemon.start()
+        wait_until(lambda: plugin_pid(daemon, plugin_id) not in {0, before})
+        assert enabled(daemon.cli()) == "true"
+
+
+def test_a_plugin_that_died_while_nobody_watched_is_started(daemon: Daemon, folder: Folder) -> None:
+    """A plugin killed while the daemon was down is noticed at the next start and started again."""
+    plugin_id = created(daemon, folder)
+    daemon.cli().run("plugin", "enable", "p", check=True)
+    pid = plugin_pid(daemon, plugin_id)
+    daemon.kill()
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: plugin_pid(daemon, plugin_id) == 0)
+    daemon.start()
+    wait_until(lambda: plugin_pid(daemon, plugin_id) not in {0, pid})
+    assert enabled(daemon.cli()) == "true"
+
+
+def test_everything_gone_from_run_as_after_a_reboot(daemon: Daemon, folder: Folder) -> None:
+    """With RUN emptied and the process gone, a wished plugin starts afresh."""
+    plugin_id = created(daemon, folder)
+    daemon.cli().run("plugin", "enable", "p", check=True)
+    pid = plugin_pid(daemon, plugin_id)
+    daemon.kill()
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not daemon.processes())
+    subprocess.run(["umount", "-l", *daemon.mounts()], check=True)
+    shutil.rmtree(daemon.run)
+    daemon.start()
+    wait_until(lambda: plugin_pid(daemon, plugin_id) not in {0, pid})
+
+
+def test_a_crashing_plugin_is_restarted_with_growing_pauses(daemon: Daemon, folder: Folder) -> None:
+    """Each crash is followed by a start; disable ends that for good."""
+    plugin_id = created(daemon, folder)
+    cli = daemon.cli()
+    cli.run("plugin", "enable", "p", check=True)
+    seen = set()
+    for _ in range(3):
+        wait_until(lambda: plugin_pid(daemon, plugin_id) not in {0, *seen})
+        seen.add(plugin_pid(daemon, plugin_id))
+        os.kill(max(seen, key=lambda pid: pid == plugin_pid(daemon, plugin_id)), signal.SIGKILL)
+    wait_until(lambda: plugin_pid(daemon, plugin_id) not in {0, *seen})
+    cli.run("plugin", "disable", "p", check=True)
+    assert plugin_pid(daemon, plugin_id) == 0
+    assert since_zero(cli) == ["create", "enable", "disable"]
+
+
+def test_disable_during_back_off(daemon: Daemon, folder: Folder) -> None:
+    """A plugin that waits for its next start can be disabled at once, and stays down."""
+    plugin_id = created(daemon, folder)
+    cli = daemon.cli()
+    cli.run("plugin", "enable", "p", check=True)
+    for _ in range(4):
+        wait_until(lambda: plugin_pid(daemon, plugin_id) != 0)
+        pid = plugin_pid(daemon, plugin_id)
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda gone=pid: plugin_pid(daemon, plugin_id) != gone)  # type: ignore[misc] # a default binds it
+    cli.run("plugin", "disable", "p", check=True)
+    assert plugin_pid(daemon, plugin_id) == 0
+    cli.run("plugin", "rm", "p", check=True)
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [("exit", "exited with code 3 before its socket accepted a connection"), ("nosocket", "did not become ready")],
+)
+def test_enable_says_why_it_failed(daemon: Daemon, folder: Folder, fault: str, says: str) -> None:
+    """A plugin that dies fails enable at once with its last lines; one without a socket after Moby's 12.5 s."""
+    plugin_id = created(daemon, folder)
+    cli = daemon.cli()
+    cli.run("plugin", "set", "p", f"FAULT={fault}", check=True)
+    began = time.monotonic()
+    done = cli.run("plugin", "enable", "--timeout", "1", "p")
+    took = time.monotonic() - began
+    assert done.returncode != 0
+    assert says in done.stderr
+    assert took < 5 if fault == "exit" else 12.5 <= took < 20
+    assert enabled(cli) == "false"
+    assert plugin_pid(daemon, plugin_id) == 0
+    assert daemon.mounts() == []
+    assert "enable" not in since_zero(cli)
+
+
+def test_enable_interrupted_by_a_crash_counts_as_failed(daemon: Daemon, folder: Folder) -> None:
+    """A daemon killed while a plugin starts leaves it running; the next start stops it and the plugin is disabled."""
+    plugin_id = created(daemon, folder)
+    cli = daemon.cli()
+    cli.run("plugin", "set", "p", "FAULT=nosocket", check=True)
+    enabling = subprocess.Popen(
+        [cli.path, "plugin", "enable", "p"], env=parts.env() | {"DOCKER_HOST": daemon.host}, stderr=subprocess.DEVNULL
+    )
+    wait_until(lambda: plugin_pid(daemon, plugin_id) != 0)
+    daemon.kill()
+    enabling.wait(10)
+    daemon.start()
+    assert enabled(cli) == "false"
+    assert plugin_pid(daemon, plugin_id) == 0
+    assert daemon.mounts() == []
+
+
+def test_a_second_daemon_is_refused(daemon: Daemon) -> None:
+    """A second daemon on the same directories ends at once, says why, and harms nothing."""
+    words = [PROGRAM, "serve", "--root", daemon.root, "--run-root", daemon.run, "--host", f"unix://{daemon.top}/b.sock"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == 1
+    assert f"another pluginsvc uses {daemon.root}" in done.stderr
+    assert "Traceback" not in done.stderr
+    daemon.cli().run("plugin", "ls", check=True)
+
+
+def test_hup_takes_over_what_may_change(tmp_path: Path) -> None:
+    """HUP changes the insecure registries; a broken file is refused and changes nothing."""
+    config = tmp_path / "c.toml"
+    config.write_text('insecure-registries = ["one.test:5000"]\n')
+
+    with running_daemon("--config", str(config)) as daemon:
+
+        def reload(text: str, wanted: str) -> None:
+            config.write_text(text)
+            assert daemon.proc
+            daemon.proc.signal(signal.SIGHUP)
+            wait_until(lambda: wanted in daemon.log())
+
+        reload('insecure-registries = ["two.test:5000"]\ngzip-level = 2\n', "daemon.reloaded")
+        assert "changed=['insecure_registries'] needs_restart=['gzip_level']" in daemon.log()
+        reload("insecure-registry = ['typo']\n", "daemon.reload_refused")
+        info = json.loads(daemon.cli().run("info", "--format", "{{json .RegistryConfig.IndexConfigs}}").stdout)
+        assert "two.test:5000" in info
+
+
+def test_socket_mode_and_stale_socket(daemon: Daemon) -> None:
+    """The API's socket is for its group only; a stale one of a killed daemon is taken over, a live one is not."""
+    assert daemon.socket.stat().st_mode & 0o777 == 0o660
+    daemon.kill()
+    assert daemon.socket.exists()
+    daemon.start()
+    other = [PROGRAM, "serve", "--root", daemon.top / "r2", "--run-root", daemon.top / "n2", "--host", daemon.host]
+    done = subprocess.run(other, capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == 1
+    assert "another process is listening there" in done.stderr
+    daemon.cli().run("plugin", "ls", check=True)
+
+
+# what systemd does: the socket is descriptor 3, and LISTEN_PID is the daemon's own
+STARTER = """
+import os, sys
+os.environ["LISTEN_PID"] = str(os.getpid())
+os.dup2(int(sys.argv[1]), 3)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def test_socket_activation_and_notifications(tmp_path: Path) -> None:
+    """With fd:// the daemon serves the inherited socket, says READY, and STOPPING when it is told to end."""
+    env = parts.env() | {"LISTEN_FDS": "1", "NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "1000000"}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify, socket.socket(socket.AF_UNIX) as api:
+        notify.bind(str(tmp_path / "notify"))
+        notify.settimeout(15)
+        api.bind(str(tmp_path / "api.sock"))
+        api.listen()
+        words = [PROGRAM.with_name("python"), "-c", STARTER, str(api.fileno()), PROGRAM, "serve", "--host", "fd://"]
+        words += ["--root", tmp_path / "root", "--run-root", tmp_path / "run"]
+        daemon = procs.start(words, log=tmp_path / "log", env=env, pass_fds=[api.fileno()])
+        try:
+            said = [notify.recv(1000), notify.recv(1000)]
+            assert any(text.startswith(b"READY=1") for text in said)
+            assert b"WATCHDOG=1" in said
+            DockerCLI(docker_clis()[-1], f"unix://{tmp_path}/api.sock", tmp_path).run("plugin", "ls", check=True)
+            daemon.signal(signal.SIGHUP)
+            while not notify.recv(1000).startswith(b"RELOADING=1\nMONOTONIC_USEC="):
+                pass
+            daemon.signal(signal.SIGTERM)
+            while not notify.recv(1000).startswith(b"STOPPING=1"):
+                pass
+            assert daemon.wait() == 0
+        finally:
+            daemon.end()
+    assert (tmp_path / "api.sock").exists()
