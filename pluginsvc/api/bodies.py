@@ -68,12 +68,9 @@ async def read_json(request: web.Request) -> Any:
         InvalidBody: wrong content type, not JSON, more than one document, too large or too slow.
         ClientGone: the connection broke off.
     """
-    kind = request.headers.get("Content-Type", "")
-    if not kind and not request.body_exists:
-        return None
-    _check_content_type(kind)
     if not request.body_exists:
         return None
+    _check_content_type(request.headers.get("Content-Type", ""))
     body = bytearray()
     with anyio.move_on_after(JSON_TIMEOUT) as limit:
         async for chunk in chunks(request):

@@ -104,12 +104,13 @@ async def open_directory(path: Path) -> int:
 class Child:
     """One confined child, for one job."""
 
-    __slots__ = ("_control", "_process", "_words")
+    __slots__ = ("_control", "_gone", "_process", "_words")
 
     def __init__(self, process: anyio.abc.Process, control: socket.socket, words: int) -> None:
         self._process = process
         self._control = control
         self._words = words
+        self._gone = False
 
     @classmethod
     async def start(cls) -> Self:
@@ -235,7 +236,10 @@ class Child:
         return ChildFailed(what, code=self._process.returncode, words=words.strip()[-2000:])
 
     async def kill(self) -> None:
-        """End it, wait until it and the confined process are gone, and close what we hold of it."""
+        """End it, wait until it and the confined process are gone, and close what we hold of it; again is fine."""
+        if self._gone:
+            return
+        self._gone = True
         with anyio.CancelScope(shield=True):
             with anyio.move_on_after(_EXIT_WAIT) as bound:
                 if self.alive:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pluginsvc import log
 from tests.support import openapi
 from tests.support.engine import CONFIG, GRANTED, Engine
 from tests.support.memory_manager import MemoryManager
@@ -175,6 +176,7 @@ async def test_credentials_reach_the_registry_call(engine: Engine, memory: Memor
 
 async def test_secrets_stay_out_of_the_log(engine: Engine, capfd: pytest.CaptureFixture[str]) -> None:
     """Neither the login's body nor the header with credentials is logged, also when they are refused."""
+    log.configure(level="debug")
     header = {"X-Registry-Auth": "eyJwYXNzd29yZCI6InZlcnktc2VjcmV0In0="}
     await engine.call("GET", "/plugins/privileges", params={"remote": "nope"}, headers=header)
     await engine.call("POST", "/auth", json={"username": "u", "password": "very-secret"})

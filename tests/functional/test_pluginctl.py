@@ -1,6 +1,7 @@
 """pluginctl against the API."""
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -12,7 +13,6 @@ from anyio import to_thread
 from click.testing import CliRunner, Result
 
 from pluginsvc.client.pluginctl import main
-from pluginsvc.model.event import EngineView
 from tests.support.engine import CONFIG, Engine
 from tests.support.memory_manager import MemoryManager
 
@@ -126,7 +126,7 @@ async def test_events_until_the_daemon_stops(engine: Engine, memory: MemoryManag
                 _, facts = await engine.call("GET", "/info")
             memory.events.publish("enable", "0" * 64, "demo")
             assert json.loads(await process.stdout.receive())["Actor"]["ID"] == "0" * 64
-            process.send_signal(2)
+            process.send_signal(signal.SIGINT)
             assert await process.wait() == 130
 
 

@@ -43,7 +43,7 @@ class Daemon:
 
     def start(self) -> None:
         """Start the daemon and wait until it answers."""
-        words = [PROGRAM, "serve", "--root", self.root, "--run-root", self.run, "--host", self.host]
+        words: list[str | Path] = [PROGRAM, "serve", "--root", self.root, "--run-root", self.run, "--host", self.host]
         log = self.top / "daemon.log"
         self.proc = procs.start([*words, "--log-level", "debug", *self.flags], log=log, env=parts.env() | self.env)
         self.proc.wait_until(lambda: procs.accepts(self.socket), timeout=40)

@@ -15,6 +15,7 @@ from typing import Any
 
 import anyio
 import msgspec
+from anyio import to_thread
 
 from pluginsvc.api.params import go_quote
 from pluginsvc.api.stream import Sink
@@ -97,6 +98,19 @@ class MemoryEvents:
                 await more.wait()
             if limit.cancelled_caught:
                 return
+
+
+def _config_of(data: bytes) -> PluginConfig:
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+            members = {member.name.removeprefix("./"): member for member in archive}
+            if "config.json" not in members:
+                raise RefusedError("config not found")
+            file = archive.extractfile(members["config.json"])
+            assert file is not None
+            return parse_config(file.read())
+    except tarfile.TarError as exc:
+        raise RefusedError(f"failed to read from tar: {exc}") from exc
 
 
 @dataclass
@@ -193,16 +207,7 @@ class MemoryManager:
             raise RefusedError("canonical references are not permitted")
         self._free(reference.local_name())
         data = b"".join([chunk async for chunk in body])
-        try:
-            with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-                members = {member.name.removeprefix("./"): member for member in archive}
-                if "config.json" not in members:
-                    raise RefusedError("config not found")
-                file = archive.extractfile(members["config.json"])
-                assert file is not None
-                config = parse_config(file.read())
-        except tarfile.TarError as exc:
-            raise RefusedError(f"failed to read from tar: {exc}") from exc
+        config = await to_thread.run_sync(_config_of, data)
         plugin = self._add(config, reference.local_name(), reference.familiar)
         self.events.publish("create", plugin.id, plugin.name)
 
@@ -236,6 +241,7 @@ class MemoryManager:
         self._free(local)
         await self._fetch(remote, config, sink)
         check_privileges(granted, required_privileges(config))
+        self._free(local)
         self._add(config, local, str(remote))
         self.events.publish("pull", remote.familiar, local)
 

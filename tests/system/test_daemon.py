@@ -10,6 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,10 @@ def plugin_pid(daemon: Daemon, plugin_id: str) -> int:
     except (OSError, ValueError):
         return 0
     return pid if running else 0
+
+
+def is_gone(daemon: Daemon, plugin_id: str, pid: int) -> bool:
+    return plugin_pid(daemon, plugin_id) != pid
 
 
 def created(daemon: Daemon, folder: Folder, name: str = "p", **config: object) -> str:
@@ -139,11 +144,12 @@ def test_a_crashing_plugin_is_restarted_with_growing_pauses(daemon: Daemon, fold
     plugin_id = created(daemon, folder)
     cli = daemon.cli()
     cli.run("plugin", "enable", "p", check=True)
-    seen = set()
+    seen: set[int] = set()
     for _ in range(3):
         wait_until(lambda: plugin_pid(daemon, plugin_id) not in {0, *seen})
-        seen.add(plugin_pid(daemon, plugin_id))
-        os.kill(max(seen, key=lambda pid: pid == plugin_pid(daemon, plugin_id)), signal.SIGKILL)
+        pid = plugin_pid(daemon, plugin_id)
+        seen.add(pid)
+        os.kill(pid, signal.SIGKILL)
     wait_until(lambda: plugin_pid(daemon, plugin_id) not in {0, *seen})
     cli.run("plugin", "disable", "p", check=True)
     assert plugin_pid(daemon, plugin_id) == 0
@@ -159,7 +165,7 @@ def test_disable_during_back_off(daemon: Daemon, folder: Folder) -> None:
         wait_until(lambda: plugin_pid(daemon, plugin_id) != 0)
         pid = plugin_pid(daemon, plugin_id)
         os.kill(pid, signal.SIGKILL)
-        wait_until(lambda gone=pid: plugin_pid(daemon, plugin_id) != gone)  # type: ignore[misc] # a default binds it
+        wait_until(partial(is_gone, daemon, plugin_id, pid))
     cli.run("plugin", "disable", "p", check=True)
     assert plugin_pid(daemon, plugin_id) == 0
     cli.run("plugin", "rm", "p", check=True)
@@ -205,7 +211,16 @@ def test_enable_interrupted_by_a_crash_counts_as_failed(daemon: Daemon, folder: 
 
 def test_a_second_daemon_is_refused(daemon: Daemon) -> None:
     """A second daemon on the same directories ends at once, says why, and harms nothing."""
-    words = [PROGRAM, "serve", "--root", daemon.root, "--run-root", daemon.run, "--host", f"unix://{daemon.top}/b.sock"]
+    words: list[str | Path] = [
+        PROGRAM,
+        "serve",
+        "--root",
+        daemon.root,
+        "--run-root",
+        daemon.run,
+        "--host",
+        f"unix://{daemon.top}/b.sock",
+    ]
     done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
     assert done.returncode == 1
     assert f"another pluginsvc uses {daemon.root}" in done.stderr
@@ -239,7 +254,16 @@ def test_socket_mode_and_stale_socket(daemon: Daemon) -> None:
     daemon.kill()
     assert daemon.socket.exists()
     daemon.start()
-    other = [PROGRAM, "serve", "--root", daemon.top / "r2", "--run-root", daemon.top / "n2", "--host", daemon.host]
+    other: list[str | Path] = [
+        PROGRAM,
+        "serve",
+        "--root",
+        daemon.top / "r2",
+        "--run-root",
+        daemon.top / "n2",
+        "--host",
+        daemon.host,
+    ]
     done = subprocess.run(other, capture_output=True, text=True, timeout=20, check=False)
     assert done.returncode == 1
     assert "another process is listening there" in done.stderr
@@ -263,7 +287,8 @@ def test_socket_activation_and_notifications(tmp_path: Path) -> None:
         notify.settimeout(15)
         api.bind(str(tmp_path / "api.sock"))
         api.listen()
-        words = [PROGRAM.with_name("python"), "-c", STARTER, str(api.fileno()), PROGRAM, "serve", "--host", "fd://"]
+        words: list[str | Path] = [PROGRAM.with_name("python"), "-c", STARTER, str(api.fileno())]
+        words += [PROGRAM, "serve", "--host", "fd://"]
         words += ["--root", tmp_path / "root", "--run-root", tmp_path / "run"]
         daemon = procs.start(words, log=tmp_path / "log", env=env, pass_fds=[api.fileno()])
         try:

@@ -38,8 +38,6 @@ def scripted(tmp_path: Path) -> Iterator[Callable[..., Scripted]]:
         listener.settimeout(10)
         listener.bind(str(tmp_path / "scripted.sock"))
         listener.listen()
-        thread = threading.Thread(target=lambda: serve())
-        daemon = Scripted(f"unix://{tmp_path}/scripted.sock", thread)
 
         def serve() -> None:
             connection = listener.accept()[0]
@@ -54,6 +52,8 @@ def scripted(tmp_path: Path) -> Iterator[Callable[..., Scripted]]:
                 while read_on and (data := connection.recv(65536)):
                     daemon.received += data
 
+        thread = threading.Thread(target=serve)
+        daemon = Scripted(f"unix://{tmp_path}/scripted.sock", thread)
         opened.append((listener, thread))
         thread.start()
         return daemon

@@ -73,7 +73,6 @@ def test_formats(archive: bytes) -> None:
         old((500, 2), (0, 3), data=b"abcde"),
         old((0, 2), real=1, data=b"ab"),
         old((0, 5), data=b"ab"),
-        old((0, 1), data=b"ab", more=(b"%011o\0%011o\0" % (500, 1)).ljust(504, b"\0") + b"\1" + bytes(7)),
     ],
 )
 def test_refuses_maps_that_do_not_hold_together(archive: bytes) -> None:

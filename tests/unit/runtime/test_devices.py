@@ -38,6 +38,7 @@ def test_directory_stands_for_all_devices_below(tmp_path: Path) -> None:
     (real / "deep").mkdir(parents=True)
     os.mknod(real / "deep" / "b", stat.S_IFBLK | 0o600, os.makedev(7, 1))
     os.mknod(real / "a", stat.S_IFCHR | 0o620, os.makedev(1, 3))
+    (real / "a").chmod(0o620)
     (real / "file").touch()
     (real / "link").symlink_to("/dev/zero")
     alias = tmp_path / "alias"
