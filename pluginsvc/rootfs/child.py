@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -161,8 +162,13 @@ class Child:
 
     @property
     def alive(self) -> bool:
-        """False once it is known to have ended."""
-        return self._process.returncode is None
+        """False once it has ended, known to the loop or not; for a spare, which has nothing to say yet."""
+        try:
+            return bool(self._control.recv(1, socket.MSG_PEEK))
+        except BlockingIOError:
+            return True
+        except ConnectionResetError:
+            return False
 
     async def send(self, message: dict[str, Any], descriptors: Sequence[int]) -> None:
         """Send a request; the descriptors stay open on our side.
@@ -242,7 +248,7 @@ class Child:
         self._gone = True
         with anyio.CancelScope(shield=True):
             with anyio.move_on_after(_EXIT_WAIT) as bound:
-                if self.alive:
+                with suppress(ProcessLookupError):
                     self._process.kill()
                 await self._process.wait()
                 # the confined process dies with the outer one, a moment later; it holds the socket until then

@@ -4,13 +4,13 @@ Everything here runs on an event loop of the bench's own process; what is measur
 """
 
 import asyncio
+import contextlib
 import json
 import time
-from collections.abc import Callable, Iterable
-from contextlib import closing
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlencode
 
 from tests.bench import probes
@@ -19,6 +19,8 @@ from tests.bench.sides import NotDoneError
 CONNECTIONS = 32
 SUBSCRIBERS = 200
 _WARM_UP = 0.2
+_SUBSCRIBED = 0.3
+"""Seconds after the headers: dockerd sends those before it subscribes."""
 _LAST_CHUNK = b"0\r\n\r\n"
 
 
@@ -79,10 +81,11 @@ def requests(socket: Path, path: str, *, seconds: float, roots: probes.Roots) ->
 
 async def _requests(socket: Path, path: str, seconds: float, roots: probes.Roots) -> probes.Figure:
     loop = asyncio.get_running_loop()
-    askers = [_Asker(path) for _ in range(CONNECTIONS)]
+    askers: list[_Asker] = []
     try:
-        for asker in askers:
-            await loop.create_unix_connection(lambda asker=asker: asker, str(socket))  # type: ignore[misc]  # mypy knows no type for a lambda's default
+        for _ in range(CONNECTIONS):
+            _, asker = await loop.create_unix_connection(partial(_Asker, path), str(socket))
+            askers.append(asker)
         await asyncio.sleep(_WARM_UP)
         before, cpu = sum(asker.done for asker in askers), probes.cpu_seconds(roots())
         await asyncio.sleep(seconds)
@@ -98,14 +101,15 @@ async def _requests(socket: Path, path: str, seconds: float, roots: probes.Roots
 
 
 class _Reader(asyncio.Protocol):
-    """Reads `/events`; counts the events by a mark that stands in each once."""
+    """Follows `/events` until it has so many; counts by a mark that stands in each event once."""
 
-    def __init__(self, query: dict[str, str]) -> None:
-        self._request = f"GET /events?{urlencode(query)} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
-        self._transport: asyncio.BaseTransport | None = None
-        self.pieces: list[bytes] = []
-        self.started = asyncio.Event()
-        self.lost = False
+    def __init__(self, expected: int) -> None:
+        query = urlencode({"filters": json.dumps({"type": ["plugin"]})})
+        self._request = f"GET /events?{query} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+        self._transport: asyncio.Transport | None = None
+        self._pieces: list[bytes] = []
+        self._left = expected
+        self.started, self.over = asyncio.Event(), asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -113,53 +117,45 @@ class _Reader(asyncio.Protocol):
         transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
-        self.pieces.append(data)
+        self._pieces.append(data)
         self.started.set()
+        self._left -= data.count(b'"Action":"')
+        if self._left <= 0:
+            self.over.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.lost = True
+        self.started.set()
+        self.over.set()
 
     def close(self) -> None:
         if self._transport:
-            assert isinstance(self._transport, asyncio.Transport)
             self._transport.abort()
 
-    def events(self) -> list[dict[str, Any]]:
-        """Return what has come so far, the chunks' framing taken off."""
-        _, _, rest = b"".join(self.pieces).partition(b"\r\n\r\n")
-        body = b""
-        found = []
-        while rest:
-            size, _, rest = rest.partition(b"\r\n")
-            length = int(size or b"0", 16)
-            body, rest = body + rest[:length], rest[length + 2 :]
-        for line in body.splitlines():
-            found.append(json.loads(line))
-        return found
+    def events(self) -> list[tuple[str, str]]:
+        """Return action and plugin of what has come, the framing of the chunks taken off."""
+        data = b"".join(self._pieces)
+        at = data.find(b"\r\n\r\n") + 4
+        lines = []
+        while (end := data.find(b"\r\n", at)) > 0:
+            length = int(data[at:end], 16)
+            lines.append(data[end + 2 : end + 2 + length])
+            at = end + 4 + length
+        found = [json.loads(line) for line in b"".join(lines).splitlines()]
+        return [(event["Action"], event["Actor"]["ID"]) for event in found]
 
 
-@dataclass(frozen=True)
-class Delivered:
-    """What came of one burst of events.
+def fan_out(
+    socket: Path, burst: Callable[[], object], *, expected: int, readers: int, roots: probes.Roots
+) -> probes.Figure:
+    """Make events under the eyes of many readers, wait until each has all, and return what it cost the daemon.
 
-    Attributes:
-        cpu: CPU seconds of the daemon, from the first change until the last event had arrived.
-        seconds: by the clock.
-        deliveries: events, over all readers.
-
-    """
-
-    cpu: float
-    seconds: float
-    deliveries: int
-
-
-def fan_out(socket: Path, burst: Callable[[], int], *, readers: int, roots: probes.Roots) -> Delivered:
-    """Make a burst of events under the eyes of so many readers, and wait until each has all of them.
+    The figure's value is the seconds by the clock; both it and the CPU seconds run from the first change until the
+    last event has arrived.
 
     Args:
         socket: of the daemon.
-        burst: makes the events, in a thread, and returns how many.
+        burst: makes the events, in a thread.
+        expected: how many it makes.
         readers: how many follow `/events`; may be 0.
         roots: the daemon's processes.
 
@@ -167,39 +163,30 @@ def fan_out(socket: Path, burst: Callable[[], int], *, readers: int, roots: prob
         NotDoneError: a reader did not get every event, in the same order as the others.
 
     """
-    return asyncio.run(_fan_out(socket, burst, readers, roots))
+    return asyncio.run(_fan_out(socket, burst, expected, readers, roots))
 
 
-async def _fan_out(socket: Path, burst: Callable[[], int], count: int, roots: probes.Roots) -> Delivered:
-    filters = {"filters": json.dumps({"type": ["plugin"]})}
-    readers = [_Reader(filters) for _ in range(count)]
+async def _fan_out(
+    socket: Path, burst: Callable[[], object], expected: int, count: int, roots: probes.Roots
+) -> probes.Figure:
+    loop = asyncio.get_running_loop()
+    readers: list[_Reader] = []
     try:
-        await _connect(socket, readers)
+        for _ in range(count):
+            _, reader = await loop.create_unix_connection(partial(_Reader, expected), str(socket))
+            readers.append(reader)
+        await asyncio.gather(*(asyncio.wait_for(reader.started.wait(), 20) for reader in readers))
+        await asyncio.sleep(_SUBSCRIBED)
         cpu, began = probes.cpu_seconds(roots()), time.perf_counter()
-        expected = await asyncio.to_thread(burst)
-        deadline = time.perf_counter() + 20
-        while any(_count(reader) < expected for reader in readers) and time.perf_counter() < deadline:
-            await asyncio.sleep(0.01)
+        await asyncio.to_thread(burst)
+        with contextlib.suppress(TimeoutError):  # the counts below say what is missing
+            await asyncio.wait_for(asyncio.gather(*(reader.over.wait() for reader in readers)), 20)
         cpu, seconds = probes.cpu_seconds(roots()) - cpu, time.perf_counter() - began
     finally:
         for reader in readers:
             reader.close()
-    seen = [[(event["Action"], event["Actor"]["ID"]) for event in reader.events()] for reader in readers]
+    seen = [reader.events() for reader in readers]
     for one in seen:
         if len(one) != expected or one != seen[0]:
             raise NotDoneError(f"a reader of /events got {len(one)} of {expected} events, or in another order")
-    return Delivered(cpu, seconds, expected * count)
-
-
-def _count(reader: _Reader) -> int:
-    return sum(piece.count(b'"Action":"') for piece in reader.pieces)
-
-
-async def _connect(socket: Path, readers: Iterable[_Reader]) -> None:
-    """Connect readers and wait until each has its headers, so that each follows from here on."""
-    loop = asyncio.get_running_loop()
-    for reader in readers:
-        await loop.create_unix_connection(lambda reader=reader: reader, str(socket))  # type: ignore[misc]  # as above
-    async with asyncio.timeout(20):
-        for reader in readers:
-            await reader.started.wait()
+    return probes.Figure(seconds, cpu)

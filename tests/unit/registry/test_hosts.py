@@ -3,6 +3,7 @@
 import ssl
 from pathlib import Path
 
+import anyio
 import pytest
 from aiohttp import web
 
@@ -39,6 +40,28 @@ async def test_insecure_is_loopback_named_hosts_and_networks(host: str, expected
     """Loopback, exactly named hosts and addresses in named networks are insecure, nothing else is."""
     hosts = Hosts(insecure=["named.test", "ported.test:5000", "10.1.0.0/16"])
     assert await hosts.insecure(host) is expected
+
+
+@pytest.mark.parametrize(
+    ("addresses", "expected"),
+    [
+        (["127.0.0.1", "::1"], True),
+        (["127.0.0.1", "93.184.216.34"], False),
+        (["93.184.216.34"], False),
+        (["fe80::1%eth0"], False),
+        ([], False),
+    ],
+)
+async def test_a_name_is_insecure_by_all_its_addresses(
+    monkeypatch: pytest.MonkeyPatch, addresses: list[str], expected: bool
+) -> None:
+    """One foreign address is enough to make a name secure: whoever adds a loopback one must not switch TLS off."""
+
+    async def look_up(*_args: object, **_options: object) -> list[tuple[object, ...]]:
+        return [(None, None, None, "", (address, 0)) for address in addresses]
+
+    monkeypatch.setattr(anyio, "getaddrinfo", look_up)
+    assert await Hosts().insecure("name.test:5000") is expected
 
 
 async def test_endpoints_follow_trust() -> None:

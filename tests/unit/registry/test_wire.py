@@ -172,6 +172,21 @@ async def test_a_body_nobody_reads_is_bounded(monkeypatch: pytest.MonkeyPatch) -
     assert failed.value.code == TIMEOUT
 
 
+async def test_a_slow_body_is_not_silence() -> None:
+    """An upload may take longer than any single wait, as long as it moves."""
+
+    async def slow() -> AsyncIterator[bytes]:
+        for _ in range(8):
+            await anyio.sleep(0.05)
+            yield b"x"
+
+    async with serve(ok) as server, open_wire() as sender:
+        body = Body(8, slow)
+        async with sender.exchange("PUT", server.url, body=body, secure=False, wait=0.1, connect=0.1) as response:
+            assert response.status == 200
+        assert server.seen[0].body == b"x" * 8
+
+
 async def test_a_body_that_fails_says_so_itself() -> None:
     """What goes wrong while our own bytes are read is reported as that, and not as a fault of the registry."""
 

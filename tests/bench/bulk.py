@@ -1,0 +1,139 @@
+"""The rows about bytes: create, install, push."""
+
+from pathlib import Path
+
+from tests.bench import floors, probes, wire, workload
+from tests.bench.rows import FLOOR, Goal, Row, Work, in_turn
+from tests.bench.sides import NotDoneError, Side
+from tests.bench.stage import MB, Stage
+
+_LAYER_MEMORY = 170
+
+
+def measure(stage: Stage) -> None:
+    """Measure all of them."""
+    size = stage.size
+    _create(stage)
+    stage.tell("making the plugins to install")
+    one = workload.publish(stage.registry.host, "one", [workload.Tree("tree", size.entries, size.size)], stage.top)
+    row = Row("install, 1 layer", "s", Goal(peer=4, floor=1.5, memory_only=True))
+    _install(stage, row, one)
+    trees = [
+        workload.Tree(f"layer-{number}", layer * size.entries // size.size, layer, offset=number * 1000)
+        for number, layer in enumerate(size.layers)
+    ]
+    eight = workload.publish(stage.registry.host, "eight", trees, stage.top)
+    row = Row("install, 8 layers", "s", Goal(peer=5))
+    _install(stage, row, eight)
+    _peaks(stage, row)
+    for published in (one, eight):
+        stage.unpush(published.repository)
+    _push(stage)
+
+
+def _create(stage: Stage) -> None:
+    archive = stage.top / "tree.tar"
+    with archive.open("wb") as file:
+        entries = workload.write_tree(workload.Tree("rootfs/tree", stage.size.entries, stage.size.size), file)
+    row = Row("create", "s", Goal(peer=10, floor=1.5, memory_only=True))
+    row.note = f"{archive.stat().st_size / MB:.0f} MiB tar, {entries} entries; produced: the layer's blob"
+
+    def of(side: Side) -> Work:
+        def work(number: int) -> probes.Figure:
+            name = f"bench/create-{number}:latest"
+            body = workload.body(workload.head(f"{side.name} {number}"), archive)
+            before = _bytes(side)
+            cost = probes.cost(lambda: side.engine.create(name, body), side.roots)
+            produced = _bytes(side) - before
+            side.check_entries(side.engine.inspect(name)["Id"], entries - 1 + 1)  # rootfs itself off, the salt on
+            side.forget(name)
+            return cost.figure(produced=produced)
+
+        return work
+
+    def floor(_: int) -> probes.Figure:
+        with stage.scratch() as scratch:
+            found = probes.own_cost(lambda: floors.create(archive, scratch))
+            return probes.Figure(found.value, found.cpu, produced=(scratch / "blob").stat().st_size)
+
+    in_turn(stage.row(row), stage.size.rounds, stage.top, {FLOOR: floor} | {s.name: of(s) for s in stage.sides})
+    archive.unlink()
+
+
+def _install(stage: Stage, row: Row, published: workload.Published) -> None:
+    packed = sum(layer.size for layer in published.layers)
+    entries = sum(layer.entries for layer in published.layers)
+    digests = [layer.digest for layer in published.layers]
+    row.note = f"{packed / MB:.0f} MiB gzip, {entries} entries; privileges and pull; produced: bytes fetched"
+
+    def of(side: Side) -> Work:
+        def work(number: int) -> probes.Figure:
+            name = f"bench/{published.repository}-{number}:latest"
+            before = stage.served(published.repository)
+            cost = probes.cost(lambda: side.engine.install(published.remote, name), side.roots)
+            fetched = stage.served(published.repository) - before
+            if fetched < packed:
+                raise NotDoneError(f"{side.name} fetched {fetched} bytes of {packed}: it had some of them")
+            side.check_entries(side.engine.inspect(name)["Id"], entries)
+            side.forget(name, digests)
+            return cost.figure(produced=fetched)
+
+        return work
+
+    def floor(_: int) -> probes.Figure:
+        with stage.scratch() as scratch:
+            return probes.own_cost(lambda: floors.install(stage.registry.host, published, scratch))
+
+    in_turn(stage.row(row), stage.size.rounds, stage.top, {FLOOR: floor} | {s.name: of(s) for s in stage.sides})
+
+
+def _peaks(stage: Stage, install: Row) -> None:
+    """Make a row of the memory that the 8-layer install took."""
+    row = stage.row(Row("memory during the 8-layer install", "MB", Goal(limit=_LAYER_MEMORY), note="highest PSS seen"))
+    for side, figures in install.figures.items():
+        for figure in figures:
+            if figure.peak:
+                row.add(side, probes.Figure(figure.peak / MB))
+    row.failed |= {side: why for side, why in install.failed.items() if side != FLOOR}
+
+
+def _push(stage: Stage) -> None:
+    archive = stage.top / "push.tar"
+    workload.noise(archive, stage.size.push, "rootfs/noise")
+    row = Row("push", "s", Goal(peer=1, floor=1.3), note=f"{stage.size.push / MB:.0f} MiB; produced: bytes stored")
+    repository = {side.name: f"push-{side.name}" for side in stage.sides}
+    name = {side.name: f"{stage.registry.host}/{repository[side.name]}:latest" for side in stage.sides}
+    for side in stage.sides:
+        side.engine.create(name[side.name], workload.body(workload.head(side.name), archive))
+
+    def of(side: Side) -> Work:
+        def work(_: int) -> probes.Figure:
+            cost = probes.cost(lambda: side.engine.push(name[side.name]), side.roots)
+            stored = stage.stored(repository[side.name])
+            stage.unpush(repository[side.name])
+            if stored < stage.size.push:
+                raise NotDoneError(f"{side.name} pushed {stored} bytes of {stage.size.push}")
+            return cost.figure(produced=stored)
+
+        return work
+
+    def floor(_: int) -> probes.Figure:
+        blob = _largest(stage.ours)
+        put = lambda: wire.put_blob(stage.registry.host, "push-floor", f"sha256:{blob.name}", blob)  # noqa: E731
+        found = probes.own_cost(put)
+        stage.unpush("push-floor")
+        return probes.Figure(found.value, found.cpu, produced=blob.stat().st_size)
+
+    works = {FLOOR: floor} | {side.name: of(side) for side in stage.sides}
+    in_turn(stage.row(row), stage.size.rounds, stage.top, works)
+    for side in stage.sides:
+        side.forget(name[side.name])
+    archive.unlink()
+
+
+def _bytes(side: Side) -> int:
+    return sum(path.stat().st_size for path in side.blob_folder().iterdir())
+
+
+def _largest(side: Side) -> Path:
+    return max(side.blob_folder().iterdir(), key=lambda path: path.stat().st_size)
