@@ -24,7 +24,7 @@ from tests.support.registry import start_registry
 
 MEMORY_DISK = "/dev/shm"
 _ROOM = {FULL: 6, QUICK: 1}
-_LONGEST_FOLDER = 16
+_LONGEST_FOLDER = 23
 """Bytes of the bench's folder: dockerd connects to a plugin's socket by its whole path, at most 107 bytes."""
 
 
@@ -53,11 +53,11 @@ def main() -> int:
     about["seconds"] = f"{time.monotonic() - began:.0f}"
     memory_disk = arguments.on_disk is None
     print(f"\n{report.machine()}; " + ", ".join(f"{key} {value}" for key, value in about.items()) + "\n")
-    print(report.table(stage.rows, memory_disk=memory_disk))
+    print(report.table(stage.rows, stage.failed, memory_disk=memory_disk))
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(report.document(stage.rows, about=about, memory_disk=memory_disk))
     print(f"all figures: {arguments.json}")
-    return int(any(row.failed for row in stage.rows))
+    return int(bool(stage.failed) or any(row.failed for row in stage.rows))
 
 
 def _measure(stage: Stage) -> None:

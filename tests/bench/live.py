@@ -43,8 +43,7 @@ def enable(stage: Stage) -> None:
     name = "bench/enable:latest"
     ids = {}
     for side in stage.sides:
-        folders = [(f"{folder}/.keep", 0o644, b"") for folder in ("mnt/state", "data", "run/docker/plugins")]
-        body = workload.body(workload.head(f"enable {side.name}", files=[program, *folders]))
+        body = workload.body(workload.head(f"enable {side.name}", files=[program]))
         side.engine.create(name, body)
         ids[side.name] = side.engine.inspect(name)["Id"]
 

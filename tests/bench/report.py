@@ -16,15 +16,13 @@ _HEADS = ["Work", "Side", "Median", "Min", "Max", "CPU s", "Peak MB", "Produced 
 def machine() -> str:
     """Return what the figures were measured on."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1024**3
-    model = next(
-        (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").open() if line.startswith("model name")),
-        platform.machine(),
-    )
+    cpu = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.partition(":")[2].strip() for line in cpu if line.startswith("model name")), platform.machine())
     kernel = f"Linux {platform.release()}"
     return f"{os.cpu_count()} CPUs ({model}), {memory:.0f} GiB, {kernel}, Python {platform.python_version()}"
 
 
-def table(rows: list[Row], *, memory_disk: bool) -> str:
+def table(rows: list[Row], failed: list[str], *, memory_disk: bool) -> str:
     """Return the table of all rows, followed by their notes and by what could not be measured."""
     lines = [_HEADS]
     for row in rows:
@@ -36,8 +34,8 @@ def table(rows: list[Row], *, memory_disk: bool) -> str:
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
     ]
     text += [""] + [f"- {row.name}: {row.note}" for row in rows if row.note]
-    failed = [f"- **not measured**: {row.name}, {side}: {why}" for row in rows for side, why in row.failed.items()]
-    return "\n".join(text + failed) + "\n"
+    lacking = [*failed, *(f"{row.name}, {side}: {why}" for row in rows for side, why in row.failed.items())]
+    return "\n".join(text + [f"- **not measured**: {why}" for why in lacking]) + "\n"
 
 
 def _line(row: Row, side: str, *, first: bool, memory_disk: bool) -> list[str]:

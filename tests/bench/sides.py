@@ -108,7 +108,7 @@ class Pluginsvc(Side):
         return max((self._daemon.root / "plugins" / plugin_id).glob("gen-*")) / "rootfs"
 
     def plugin_socket(self, plugin_id: str) -> Path:
-        return self._daemon.run / "plugins" / plugin_id / "p.sock"
+        return self._daemon.run / "plugins" / plugin_id / "p"
 
     def blob_folder(self) -> Path:
         return self._daemon.root / "content" / "blobs" / "sha256"
@@ -131,7 +131,7 @@ class Peer(Side):
         return self._root / "d" / "data" / "plugins" / plugin_id / "rootfs"
 
     def plugin_socket(self, plugin_id: str) -> Path:
-        return self._root / "d" / "exec" / "plugins" / plugin_id / "p.sock"
+        return self._root / "d" / "exec" / "plugins" / plugin_id / "p"
 
     def blob_folder(self) -> Path:
         return self._root / "d" / "data" / "plugins" / "storage" / "blobs" / "sha256"

@@ -58,6 +58,7 @@ class Stage:
         registry: a real one, on the same file system.
         peer, ours: the daemons.
         rows: what came out.
+        failed: what could not even begin, and why.
         tell: takes one line for whoever waits.
 
     """
@@ -69,6 +70,7 @@ class Stage:
     ours: Pluginsvc
     tell: Callable[[str], None]
     rows: list[Row] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
 
     @property
     def sides(self) -> tuple[Side, Side]:

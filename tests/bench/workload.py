@@ -26,9 +26,9 @@ PIECE = 1024 * 1024
 
 CONFIG: dict[str, Any] = {
     "description": "made by the bench",
-    "entrypoint": ["/sample-volume-plugin", "/run/docker/plugins/p.sock"],
+    "entrypoint": ["/sample-volume-plugin", "/run/docker/plugins/p"],
     "env": [{"name": "DEBUG", "description": "1 logs request bodies", "settable": ["value"], "value": "0"}],
-    "interface": {"socket": "p.sock", "types": ["docker.volumedriver/1.0"]},
+    "interface": {"socket": "p", "types": ["docker.volumedriver/1.0"]},
     "network": {"type": "none"},
     "linux": {"capabilities": ["CAP_SYS_ADMIN"]},
     "propagatedMount": "/mnt/state",

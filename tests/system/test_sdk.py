@@ -136,10 +136,11 @@ def test_objects(sdk: Any, published: str) -> None:
     """The high-level client installs, reloads, lists and removes by object."""
     plugin = sdk.plugins.install(published)
     assert plugin.name == f"{published}:latest"
-    assert plugin.enabled is False
+    states = [plugin.enabled]
     plugin.enable()
     plugin.reload()
-    assert plugin.enabled is True
+    states.append(plugin.enabled)
+    assert states == [False, True]
     assert published in [p.name.rpartition(":")[0] for p in sdk.plugins.list()]
     plugin.remove(force=True)
 
