@@ -9,7 +9,7 @@ from aiohttp import web
 
 from pluginsvc.api import params
 from pluginsvc.api.bodies import chunks, privilege_list, read_json, string_list
-from pluginsvc.api.replies import HEADERS, empty, json_bytes, json_reply
+from pluginsvc.api.replies import CONTEXT, empty, json_bytes, json_reply
 from pluginsvc.api.routing import Route
 from pluginsvc.api.stream import Sink, stream
 from pluginsvc.model.auth import Credentials, RegistryAccess
@@ -154,7 +154,7 @@ class PluginHandlers:
         granted = privilege_list(await read_json(request))
         remote = params.remote(request.query)
         name = request.query.get("name", "")
-        request[HEADERS]["Docker-Plugin-Name"] = self._manager.pull_name(remote, name)
+        request[CONTEXT].headers["Docker-Plugin-Name"] = self._manager.pull_name(remote, name)
         access = params.registry_access(request.headers)
         return await stream(
             request, lambda sink: self._manager.pull(remote, name=name, granted=granted, access=access, sink=sink)
@@ -184,7 +184,7 @@ class PluginHandlers:
         """Replace a plugin's content by that of a remote."""
         granted = privilege_list(await read_json(request))
         remote = params.remote(request.query)
-        request[HEADERS]["Docker-Plugin-Name"] = self._manager.upgrade_name(name)
+        request[CONTEXT].headers["Docker-Plugin-Name"] = self._manager.upgrade_name(name)
         access = params.registry_access(request.headers)
         return await stream(
             request, lambda sink: self._manager.upgrade(name, remote, granted=granted, access=access, sink=sink)

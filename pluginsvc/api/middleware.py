@@ -12,6 +12,7 @@ import itertools
 import logging
 import os
 import time
+from functools import lru_cache
 from urllib.parse import quote
 
 import structlog
@@ -19,7 +20,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from pluginsvc.api.params import MAX_API_VERSION, MIN_API_VERSION, clean_path, version_key
-from pluginsvc.api.replies import API_VERSION, FAILURE, HEADERS, REQUEST_ID, describe, empty, error_reply, log_crash
+from pluginsvc.api.replies import CONTEXT, Context, describe, empty, error_reply, log_crash
 from pluginsvc.api.routing import Match, Route, Router
 from pluginsvc.errors import Forbidden, InvalidParameter, NotFound
 
@@ -57,14 +58,12 @@ def make_edge(router: Router, server: str) -> Middleware:
     @web.middleware
     async def edge(request: web.Request, handler: object) -> web.StreamResponse:
         started = time.perf_counter()
-        request_id = request[REQUEST_ID] = f"{_PROCESS}-{next(_numbers)}"
-        request[HEADERS] = {}
-        request[API_VERSION] = ""
-        structlog.contextvars.bind_contextvars(request_id=request_id)
+        context = request[CONTEXT] = Context(f"{_PROCESS}-{next(_numbers)}")
+        structlog.contextvars.bind_contextvars(request_id=context.request_id)
         text = ""
         try:
-            response = await _dispatch(request, router, server)
-            text = request.get(FAILURE) or ""
+            response = await _dispatch(request, context, router, server)
+            text = context.failure
         except asyncio.CancelledError:
             _summary(request, 499, started, "the client went away")
             raise
@@ -79,7 +78,7 @@ def make_edge(router: Router, server: str) -> Middleware:
                 # the headers are out: breaking the connection is the only way not to look complete
                 _summary(request, status, started, text)
                 raise ConnectionResetError("failed in the middle of an answer") from exc
-            response = error_reply(status, text, version=request[API_VERSION])
+            response = error_reply(status, text, version=context.version)
         _summary(request, response.status, started, text)
         return response
 
@@ -91,28 +90,42 @@ def _is_gone(request: web.Request) -> bool:
 
 
 def _summary(request: web.Request, status: int, started: float, text: str) -> None:
+    """Log the one line of a request; a read that went well only at debug: such come thousands in a second."""
+    quiet = not text and request.method in _READS
+    if quiet and not _debugging():
+        return
     facts = {
         "method": request.method,
         "path": request.rel_url.path,
         "status": status,
         "ms": round((time.perf_counter() - started) * 1000, 1),
     }
-    if text:
-        _log.log(logging.ERROR if status in _OURS else logging.INFO, "request", **facts, error=text)
-    elif request.method in _READS:
-        # polled by health checks and clients, thousands in a second
+    if quiet:
         _log.debug("request", **facts)
+    elif text:
+        _log.log(logging.ERROR if status in _OURS else logging.INFO, "request", **facts, error=text)
     else:
         _log.info("request", **facts)
+
+
+def _debugging() -> bool:
+    """Tell whether debug lines are kept: cheaper than to ask structlog, which assembles a logger for each line."""
+    return _debug_enabled(structlog.get_config()["wrapper_class"])
+
+
+@lru_cache(maxsize=4)
+def _debug_enabled(_wrapper_class: type) -> bool:
+    enabled: bool = _log.is_enabled_for(logging.DEBUG)
+    return enabled
 
 
 async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
     """Put the headers collected for the request on its answer, streams included."""
     response.headers.pop("Server", None)
-    response.headers.update(request.get(HEADERS) or {})
+    response.headers.update(request[CONTEXT].headers)
 
 
-async def _dispatch(request: web.Request, router: Router, server: str) -> web.StreamResponse:
+async def _dispatch(request: web.Request, context: Context, router: Router, server: str) -> web.StreamResponse:
     """Guard, find the route, negotiate the version, call the handler."""
     _refuse_foreign(request)
     path = request.rel_url.path
@@ -122,8 +135,8 @@ async def _dispatch(request: web.Request, router: Router, server: str) -> web.St
     match = router.find(request.method, path)
     if match is None:
         raise PageNotFound
-    request[API_VERSION] = match.version
-    headers = request[HEADERS]
+    context.version = match.version
+    headers = context.headers
     headers["Api-Version"] = MAX_API_VERSION
     headers["Ostype"] = "linux"
     headers["Server"] = server

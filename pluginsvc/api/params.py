@@ -126,6 +126,8 @@ def version_key(version: str) -> tuple[int, ...]:
 
 def clean_path(path: str) -> str:
     """Return the path without ``//``, ``.`` and ``..``; a slash at the end stays (REF 1.1)."""
+    if path.startswith("/") and "//" not in path and "/." not in path:
+        return path
     cleaned = posixpath.normpath("/" + path.lstrip("/"))
     return cleaned + "/" if path.endswith("/") and cleaned != "/" else cleaned
 

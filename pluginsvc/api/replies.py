@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -16,17 +17,25 @@ from pluginsvc.errors import PluginsvcError, first_leaf
 JSON = "application/json"
 """Exactly this: with a charset the CLI shows raw JSON to its user (REF §0.1)."""
 
-REQUEST_ID = web.RequestKey("request_id", str)
-"""Names the request in the log."""
 
-HEADERS = web.RequestKey("headers", dict[str, str])
-"""Headers of whatever answer the request gets, errors and streams included; filled on the way in."""
+@dataclass(slots=True)
+class Context:
+    """What is known of a request while it is answered.
 
-API_VERSION = web.RequestKey("api_version", str)
-"""The version in the path's prefix; empty without one."""
+    Attributes:
+        request_id: names it in the log.
+        headers: go on whatever answer it gets, errors and streams included; filled on the way in.
+        version: the API version in its path, empty for none.
+        failure: text of an error that went out inside a stream, for the log.
+    """
 
-FAILURE = web.RequestKey("failure", str)
-"""Text of an error that went out inside a stream, for the log."""
+    request_id: str
+    headers: dict[str, str] = field(default_factory=dict)
+    version: str = ""
+    failure: str = ""
+
+
+CONTEXT = web.RequestKey("context", Context)
 
 _log = structlog.get_logger()
 _ENCODER = msgspec.json.Encoder()
@@ -75,7 +84,11 @@ def describe(error: Exception, request: web.Request) -> tuple[int, str, bool]:
     leaf = first_leaf(error)
     if isinstance(leaf, PluginsvcError):
         return leaf.status, str(leaf) or type(leaf).__name__, True
-    return 500, f"internal error: the daemon's log has the details under request_id={request[REQUEST_ID]}", False
+    return (
+        500,
+        f"internal error: the daemon's log has the details under request_id={request[CONTEXT].request_id}",
+        False,
+    )
 
 
 async def log_crash(event: str, crash: BaseException, **facts: Any) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 import anyio
 from aiohttp import HttpVersion11, web
 
-from pluginsvc.api.replies import FAILURE, JSON, describe, log_crash
+from pluginsvc.api.replies import CONTEXT, JSON, describe, log_crash
 from pluginsvc.model.progress import Line, encode_line
 
 Sink = Callable[[Line], Awaitable[None]]
@@ -46,7 +46,7 @@ async def stream(request: web.Request, work: Callable[[Sink], Awaitable[None]]) 
         _, text, ours = describe(exc, request)
         if not ours:
             await log_crash("stream.crashed", exc)
-        request[FAILURE] = text
+        request[CONTEXT].failure = text
         await lines.write(Line.failure(text))
     await lines.begin()
     return lines.response

@@ -191,16 +191,19 @@ async def publish(parts: Parts, entry: Entry, *, access: RegistryAccess, sink: S
     """Push a plugin under its local name, byte for byte as it is stored (REF 4.5)."""
     record = entry.record
     reference = Reference.parse(record.name)
-    raw = await parts.store.read(record.manifest)
-    aux = await push.push(
-        parts.store,
-        parts.registry.pusher(reference, access),
-        raw=raw,
-        reference=reference,
-        source=record.source,
-        sink=sink,
-        limit=parts.uploads,
-    )
+    async with parts.lease(f"push {record.name}") as lease:
+        # an upgrade or a removal meanwhile must not take away what is being sent
+        for digest in record.blobs:
+            await parts.hold(lease, digest)
+        aux = await push.push(
+            parts.store,
+            parts.registry.pusher(reference, access),
+            raw=await parts.store.read(record.manifest),
+            reference=reference,
+            source=record.source,
+            sink=sink,
+            limit=parts.uploads,
+        )
     await parts.note(lifecycle("push", record, attributes={"digest": aux.digest, "tag": aux.tag}))
 
 

@@ -27,6 +27,7 @@ from pluginsvc.plugins.install import Sink
 from pluginsvc.plugins.inventory import Entry, PluginExists
 from pluginsvc.plugins.parts import Parts
 from pluginsvc.plugins.supervise import Supervisor
+from pluginsvc.runtime.executor import Instance
 from pluginsvc.state import plugins
 from pluginsvc.tasks import Job, JobGroup, KeyedLock
 from pluginsvc.transfer import pull
@@ -250,7 +251,15 @@ class Manager:
         for record in records:
             await self._load(record)
         wished = [entry.record.id for entry in self._parts.inventory if entry.record.enabled]
-        return [self._supervisor.watch(i, await self._parts.executor.attach(i)) for i in wished]
+        return [self._supervisor.watch(plugin_id, await self._attach(plugin_id)) for plugin_id in wished]
+
+    async def _attach(self, plugin_id: str) -> Instance | None:
+        """Return what runs of a plugin; what cannot be found out is left to the next start, which clears first."""
+        try:
+            return await self._parts.executor.attach(plugin_id)
+        except PluginsvcError as exc:
+            _log.error("plugin.not_attached", plugin=plugin_id, error=str(exc))
+            return None
 
     async def _load(self, record: PluginRecord) -> None:
         try:
@@ -271,7 +280,10 @@ class Manager:
         for plugin_id in await self._parts.executor.instances():
             if plugin_id not in wished:
                 _log.warning("plugin.stray_stopped", plugin=plugin_id)
-                await self._supervisor.clear(plugin_id)
+                try:
+                    await self._supervisor.clear(plugin_id)
+                except PluginsvcError as exc:
+                    _log.error("plugin.stray_not_cleared", plugin=plugin_id, error=str(exc))
 
     # How mutations run
 

@@ -11,6 +11,7 @@ import ipaddress
 import re
 import socket
 import ssl
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ HUB: Final = "registry-1.docker.io"
 """The host behind ``docker.io``."""
 
 _LOOKUP_TIMEOUT = 5.0
+_LOOKUP_LIFETIME = 30.0
+_MAX_LOOKED_UP = 256
 _LOOPBACK = ("127.0.0.0/8", "::1/128")
 _HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?")
 
@@ -110,6 +113,7 @@ class Hosts:
                 self._insecure.add(check_host(entry))
         self._mirrors = [_mirror(text) for text in mirrors]
         self._certs_dirs = tuple(certs_dirs)
+        self._looked_up: dict[str, tuple[float, bool]] = {}
         self._contexts: dict[tuple[str, bool], tuple[tuple[object, ...], ssl.SSLContext]] = {}
 
     async def endpoints(self, domain: str, *, push: bool) -> list[Endpoint]:
@@ -141,16 +145,28 @@ class Hosts:
             return True
         if host == HUB:
             return False
+        now = time.monotonic()
+        until, known = self._looked_up.get(host, (0.0, False))
+        if now < until:
+            return known
         addresses = await _addresses(URL(f"//{host}").host or "")
-        return bool(addresses) and all(any(a in network for network in self._networks) for a in addresses)
+        found = bool(addresses) and all(any(a in network for network in self._networks) for a in addresses)
+        self._looked_up = {name: entry for name, entry in self._looked_up.items() if now < entry[0]}
+        if len(self._looked_up) < _MAX_LOOKED_UP:
+            self._looked_up[host] = time.monotonic() + _LOOKUP_LIFETIME, found
+        return found
 
-    async def tls(self, host: str) -> ssl.SSLContext:
+    async def tls(self, host: str, *, verify: bool) -> ssl.SSLContext:
         """Return the context for connections to ``host[:port]``, made anew when its files have changed.
+
+        Args:
+            host: where to.
+            verify: check its certificate even if the host is insecure.
 
         Raises:
             InvalidCertificates: its files in certs.d cannot be used.
         """
-        insecure = await self.insecure(host)
+        insecure = not verify and await self.insecure(host)
         return await asyncio.to_thread(self._context, host.lower(), insecure=insecure)
 
     def _context(self, host: str, *, insecure: bool) -> ssl.SSLContext:

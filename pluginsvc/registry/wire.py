@@ -60,7 +60,7 @@ class Wire:
 
     def __init__(self, hosts: Hosts, *, user_agent: str, proxies: Mapping[str, str]) -> None:
         self.hosts = hosts
-        self.user_agent = user_agent
+        self._agent = user_agent
         self._proxies = dict(proxies)
         self._session: aiohttp.ClientSession | None = None
 
@@ -122,7 +122,7 @@ class Wire:
                 )
             at_home = at_home and target.origin() == origin
             sent = [*headers, *private] if at_home else list(headers)
-            response = await self._send(method, target, sent, body, wait, connect)
+            response = await self._send(method, target, sent, body, wait, connect, verify=secure and at_home)
             try:
                 location = response.headers.get("Location")
                 if not follow or response.status not in {301, 302, 303, 307, 308} or not location:
@@ -139,13 +139,21 @@ class Wire:
         )
 
     async def _send(
-        self, method: str, url: URL, headers: Headers, body: bytes | Body | None, wait: float, connect: float
+        self,
+        method: str,
+        url: URL,
+        headers: Headers,
+        body: bytes | Body | None,
+        wait: float,
+        connect: float,
+        *,
+        verify: bool,
     ) -> aiohttp.ClientResponse:
         assert self._session is not None, "the registry client is not open"
-        tls = await self.hosts.tls(authority(url)) if url.scheme == "https" else True
+        tls = await self.hosts.tls(authority(url), verify=verify) if url.scheme == "https" else True
         fields = CIMultiDict(headers)
         fields["Accept-Encoding"] = "identity"
-        fields.setdefault("User-Agent", self.user_agent)
+        fields.setdefault("User-Agent", self._agent)
         timeout = aiohttp.ClientTimeout(total=None, connect=connect, sock_connect=connect, sock_read=wait)
         failed: list[Exception] = []
         try:

@@ -170,16 +170,11 @@ class Child:
         except ConnectionResetError:
             return False
 
-    async def send(self, message: dict[str, Any], descriptors: Sequence[int]) -> None:
-        """Send a request; the descriptors stay open on our side.
-
-        Raises:
-            ChildFailed: it has ended.
-        """
-        try:
+    def send(self, message: dict[str, Any], descriptors: Sequence[int]) -> None:
+        """Send a request; the descriptors stay open on our side. Whether it arrived, ``result`` tells."""
+        # a child that has ended left its reason in the socket, or none: both are found by result()
+        with suppress(BrokenPipeError, ConnectionResetError):
             socket.send_fds(self._control, [json.dumps(message).encode()], list(descriptors))
-        except (BrokenPipeError, ConnectionResetError) as exc:
-            raise await self._failed("ended too early") from exc
 
     async def result(self, on_progress: Callable[[int], None] | None = None) -> dict[str, Any]:
         """Wait for the answer to the request; what it says is not trusted, only its form is checked here.
@@ -216,7 +211,8 @@ class Child:
                 await anyio.wait_readable(self._control)
                 continue
             except ConnectionResetError:
-                return None
+                # said once when it left a request unread; what it had sent before comes after
+                continue
             if not data:
                 return None
             try:

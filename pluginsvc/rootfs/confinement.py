@@ -83,7 +83,7 @@ class Confinement:
         async with self._child() as child:
             root = await open_directory(staging)
             try:
-                await child.send({"job": "unpack"}, (root,))
+                child.send({"job": "unpack"}, (root,))
             finally:
                 os.close(root)
             unpacker = Unpacker(child)

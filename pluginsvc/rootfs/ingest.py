@@ -66,7 +66,7 @@ async def ingest(child: Child, body: AsyncIterator[bytes], staging: Path, blob: 
         os.set_blocking(feed_end, False)
         config = bounded_memory_file("pluginsvc-config", MAX_MANIFEST)
         ours.callback(os.close, config)
-        await child.send({"job": "ingest", "limit": MAX_MANIFEST}, (root, child_body, child_layer, config))
+        child.send({"job": "ingest", "limit": MAX_MANIFEST}, (root, child_body, child_layer, config))
         theirs.close()
         teed: list[Teed] = []
         try:

@@ -39,7 +39,7 @@ class Unpacker:
             except OSError as exc:
                 raise UnpackFailed(f"layer {descriptor.digest} cannot be read: {exc.strerror}") from exc
             try:
-                await self._child.send({"job": "apply"}, (blob,))
+                self._child.send({"job": "apply"}, (blob,))
             finally:
                 os.close(blob)
             try:
@@ -55,6 +55,6 @@ class Unpacker:
             ChildFailed: it did not.
         """
         async with self._turn:
-            await self._child.send({"job": "finish"}, ())
+            self._child.send({"job": "finish"}, ())
             await self._child.result()
             await self._child.finish()

@@ -13,9 +13,8 @@ from typing import Final
 from isal import isal_zlib
 
 STEP: Final = 1 << 18
-"""Least number of bytes hashed, compressed or written in one go; below it, changing threads costs more."""
-
-_BUFFER: Final = 1 << 20
+"""Bytes hashed and compressed in one go. Below it, changing threads costs more than the work; and it must not depend on
+how the bytes arrive, because isal's output depends on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +39,9 @@ def tee(source: int, blob: int, *, level: int) -> Teed:
     """
     plain, packed = hashlib.sha256(), hashlib.sha256()
     compressor = isal_zlib.compressobj(level, isal_zlib.DEFLATED, 31)
-    buffer = memoryview(bytearray(_BUFFER))
+    buffer = memoryview(bytearray(STEP))
     pending: list[bytes] = []
     held = size = 0
-
-    def flush() -> None:
-        nonlocal pending, held
-        view = memoryview(b"".join(pending))
-        pending, held = [], 0
-        packed.update(view)
-        while view:
-            view = view[os.write(blob, view) :]
-
     ended = False
     while not ended:
         filled = 0
@@ -61,12 +51,15 @@ def tee(source: int, blob: int, *, level: int) -> Teed:
             filled += got
         plain.update(buffer[:filled])
         pending.append(compressor.compress(buffer[:filled]))
+        held += len(pending[-1])
         if ended:
             pending.append(compressor.flush())
-            held += len(pending[-1]) + len(pending[-2])
-        else:
             held += len(pending[-1])
         if held >= STEP or ended:
+            view = memoryview(b"".join(pending))
+            packed.update(view)
+            while view:
+                view = view[os.write(blob, view) :]
             size += held
-            flush()
+            pending, held = [], 0
     return Teed(packed.hexdigest(), plain.hexdigest(), size)

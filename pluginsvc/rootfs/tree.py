@@ -240,8 +240,13 @@ class Tree:
             self._clear(where, name)
 
     def opaque(self, path: bytes) -> None:
-        """Remove what earlier layers had below the directory ``path`` (OCI layer.md, "Opaque Whiteout")."""
-        self._prune(path)
+        """Remove what earlier layers had below the directory ``path`` (OCI layer.md, "Opaque Whiteout").
+
+        Raises:
+            InvalidArchive: it is not a directory.
+        """
+        if self._here.to(path, None) is not None:
+            self._prune(path)
 
     def _prune(self, top: bytes) -> None:
         assert self._seen is not None

@@ -103,11 +103,10 @@ async def _report(words: list[str], state: Path, reading: int, writing: FileIO) 
                 break
             line += data
     try:
-        report: dict[str, Any] = msgspec.json.decode(line.partition(b"\n")[0])
+        return msgspec.json.decode(line.partition(b"\n")[0], type=dict[str, Any])
     except msgspec.MsgspecError:
         # conmon 2.1.6 does not escape all that a runtime may say
         return {"data": -1, "message": line.decode(errors="replace")}
-    return report
 
 
 def reopen_log(place: Place) -> bool:

@@ -12,7 +12,10 @@ import pytest
 from anyio import to_thread
 from click.testing import CliRunner, Result
 
+from pluginsvc.api.app import make_app, serve
+from pluginsvc.api.listeners import TcpListener
 from pluginsvc.client.pluginctl import main
+from tests.functional.conftest import FACTS
 from tests.support.engine import CONFIG, Engine
 from tests.support.memory_manager import MemoryManager
 
@@ -182,6 +185,13 @@ async def test_no_daemon(ctl: Ctl, tmp_path: Path) -> None:
     result = await ctl("rm", "a", "b", status=1, host=f"unix://{tmp_path}/none.sock")
     assert result.stderr.count("cannot reach the daemon") == 1
     assert "--host" in result.stderr
+
+
+async def test_over_tcp(ctl: Ctl, memory: MemoryManager) -> None:
+    """A loopback port serves as well as a socket."""
+    app = make_app(manager=memory, system=FACTS, events=memory.events.follow)
+    async with serve(app, [TcpListener("127.0.0.1", 0)], grace=2) as addresses:
+        assert "1.47" in (await ctl("version", host=addresses[0])).stdout
 
 
 async def test_start_up_is_light() -> None:

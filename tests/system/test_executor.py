@@ -376,6 +376,14 @@ async def test_failing_runtime_leaves_nothing(bench: Bench, case: str, action: s
     assert bench.leftovers() == []
 
 
+async def test_runtime_that_hangs_leaves_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A runtime that hangs in create is ended, with the monitor that waits for it."""
+    monkeypatch.setattr("pluginsvc.runtime.executor._COMMAND_SECONDS", 0.5)
+    with pytest.raises(RuntimeFailed, match=r"did not create it within 0\.5 s"):
+        await bench.executor(runtime=wrapper(bench, "create", "exec sleep 60")).start(bench.launch("listen"))
+    assert bench.leftovers() == []
+
+
 async def test_container_is_cleared_though_delete_fails(bench: Bench) -> None:
     """A runtime that cannot delete does not keep a plugin's processes alive."""
     executor = bench.executor(runtime=wrapper(bench, "delete", "exit 1"))

@@ -192,6 +192,18 @@ def test_upload_stops_at_an_answer(scripted: Start) -> None:
         Connection(daemon.host).upload("/plugins/create", {"name": "a"}, produce)
 
 
+def test_upload_that_is_cut_off_by_an_answer(scripted: Start) -> None:
+    """A daemon that refuses and hangs up in the middle of a chunk is heard all the same."""
+    answer = b'HTTP/1.1 409 Conflict\r\nContent-Length: 19\r\n\r\n{"message":"taken"}'
+    daemon = scripted(answer, wait_for=b"x" * 100)
+
+    def produce(out: io.RawIOBase) -> None:
+        out.write(b"x" * 50_000_000)
+
+    with pytest.raises(Conflict, match="taken"):
+        Connection(daemon.host).upload("/plugins/create", {"name": "a"}, produce)
+
+
 def test_upload_to_a_daemon_that_hangs_up(scripted: Start) -> None:
     """A daemon that dies during an upload is no success."""
 

@@ -176,7 +176,7 @@ async def test_sha512_references_are_verified_when_fetched() -> None:
 
 
 @pytest.mark.parametrize("head", [True, False])
-async def test_manifests_too_large_are_refused(head: bool) -> None:  # noqa: FBT001 - a parameter of the table
+async def test_manifests_too_large_are_refused(*, head: bool) -> None:
     """A manifest beyond the limit is refused, announced by HEAD or met by GET."""
 
     def large(seen: Seen) -> web.StreamResponse:
@@ -292,7 +292,7 @@ async def drained(client: Registry, server: Server) -> tuple[bytes, RegistryFaul
 
 
 @pytest.mark.parametrize(("length", "end"), [(len(LAYER), False), (None, False), (None, True)])
-async def test_a_cut_blob_is_no_end(length: int | None, end: bool) -> None:  # noqa: FBT001 - a parameter of the table
+async def test_a_cut_blob_is_no_end(length: int | None, *, end: bool) -> None:
     """A blob that ends early is a temporary fault, after the bytes that came: also when its end looks proper."""
     async with serve(streamed(LAYER[: CHUNK + 99], length=length, end=end)) as server, scripted.registry() as client:
         got, fault = await drained(client, server)

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.anyio
         (HUB, False),
     ],
 )
-async def test_insecure_is_loopback_named_hosts_and_networks(host: str, expected: bool) -> None:  # noqa: FBT001 - a parameter of the table
+async def test_insecure_is_loopback_named_hosts_and_networks(host: str, *, expected: bool) -> None:
     """Loopback, exactly named hosts and addresses in named networks are insecure, nothing else is."""
     hosts = Hosts(insecure=["named.test", "ported.test:5000", "10.1.0.0/16"])
     assert await hosts.insecure(host) is expected
@@ -53,7 +53,7 @@ async def test_insecure_is_loopback_named_hosts_and_networks(host: str, expected
     ],
 )
 async def test_a_name_is_insecure_by_all_its_addresses(
-    monkeypatch: pytest.MonkeyPatch, addresses: list[str], expected: bool
+    monkeypatch: pytest.MonkeyPatch, addresses: list[str], *, expected: bool
 ) -> None:
     """One foreign address is enough to make a name secure: whoever adds a loopback one must not switch TLS off."""
 
@@ -61,7 +61,13 @@ async def test_a_name_is_insecure_by_all_its_addresses(
         return [(None, None, None, "", (address, 0)) for address in addresses]
 
     monkeypatch.setattr(anyio, "getaddrinfo", look_up)
-    assert await Hosts().insecure("name.test:5000") is expected
+    hosts = Hosts()
+    assert await hosts.insecure("name.test:5000") is expected
+    addresses.append("203.0.113.1")
+    assert await hosts.insecure("name.test:5000") is expected  # one look-up serves for a while
+    for number in range(1000):
+        await hosts.insecure(f"{number}.test")
+    assert len(hosts._looked_up) <= 256
 
 
 async def test_endpoints_follow_trust() -> None:
@@ -166,14 +172,15 @@ async def test_unusable_certificates_are_named(tmp_path: Path, files: dict[str, 
         (folder / name).write_text(content)
     hosts = Hosts(certs_dirs=(tmp_path,), insecure=["reg.test"])
     with pytest.raises(InvalidCertificates, match=text):
-        await hosts.tls("reg.test")
+        await hosts.tls("reg.test", verify=False)
 
 
 async def test_contexts_are_shared_and_bounded() -> None:
     """Hosts without files of their own share one context, however many hosts a registry names."""
     hosts = Hosts(certs_dirs=(Path("/nonexistent"),))
-    contexts = {id(await hosts.tls(f"127.0.0.1:{port}")) for port in range(1000, 1020)}
+    contexts = {id(await hosts.tls(f"127.0.0.1:{port}", verify=False)) for port in range(1000, 1020)}
     assert len(contexts) == 1
-    assert (await hosts.tls("127.0.0.1")).verify_mode == ssl.CERT_NONE
-    assert (await hosts.tls("10.0.0.1")).verify_mode == ssl.CERT_REQUIRED
-    await hosts.tls("..")
+    assert (await hosts.tls("127.0.0.1", verify=False)).verify_mode == ssl.CERT_NONE
+    assert (await hosts.tls("127.0.0.1", verify=True)).verify_mode == ssl.CERT_REQUIRED
+    assert (await hosts.tls("10.0.0.1", verify=False)).verify_mode == ssl.CERT_REQUIRED
+    await hosts.tls("..", verify=False)

@@ -59,7 +59,7 @@ async def test_basic_login(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", [True, False])
-async def test_token_login_gives_an_identity_token(form: bool) -> None:  # noqa: FBT001 - a parameter of the table
+async def test_token_login_gives_an_identity_token(*, form: bool) -> None:
     """A realm that gives refresh tokens makes the login's identity token, by form or by GET."""
 
     async def token(request: web.BaseRequest, seen: Seen) -> web.StreamResponse:

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import anyio
 import pytest
@@ -10,10 +11,10 @@ from aiohttp import web
 
 from pluginsvc.errors import Internal
 from pluginsvc.registry import wire
-from pluginsvc.registry.errors import CONNECT, CUT, TIMEOUT, RegistryBusy, RegistryProtocolError
+from pluginsvc.registry.errors import CONNECT, CUT, TIMEOUT, TLS, RegistryBusy, RegistryProtocolError
 from pluginsvc.registry.hosts import Hosts
 from pluginsvc.registry.wire import Body, Wire, join, read, read_some, read_start
-from tests.unit.registry.scripted import AGENT, Seen, cut, serve
+from tests.unit.registry.scripted import AGENT, Seen, certificates, cut, serve
 
 pytestmark = pytest.mark.anyio
 
@@ -77,6 +78,19 @@ async def test_endless_redirects_end() -> None:
             async with sender.exchange("GET", server.url, secure=False):
                 pass
     assert len(server.seen) == 10
+
+
+async def test_a_secure_registry_is_verified_whatever_its_name_means_now(tmp_path: Path) -> None:
+    """A registry that was found secure stays so, even if its name has come to mean loopback in the meantime."""
+    tls, _, _, _ = certificates(tmp_path)
+    async with serve(ok, tls=tls) as server, open_wire() as sender:
+        async with sender.exchange("GET", server.url, secure=False) as response:
+            assert response.status == 200
+        with pytest.raises(RegistryBusy) as failed:
+            async with sender.exchange("GET", server.url, private=PRIVATE, secure=True):
+                pass
+        assert failed.value.code == TLS
+        assert len(server.seen) == 1
 
 
 @pytest.mark.parametrize(

@@ -127,8 +127,8 @@ async def test_a_caller_that_goes_away_leaves_nothing(tmp_path: Path) -> None:
                 await held.reached.wait()
                 inner = await at_work(staging)
                 group.cancel_scope.cancel()
-            assert not Path(f"/proc/{inner}").exists() or status(inner)["State"].startswith(("Z", "X"))
             assert len(below_us() - before) == 1
+            await gone([inner])
     assert below_us() == before
     assert await to_thread.run_sync(mounts_below, tmp_path) == []
 
@@ -271,7 +271,7 @@ async def test_without_the_capability_to_confine(tmp_path: Path) -> None:
         cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
     )
     assert "CAP_SYS_ADMIN" in done.stdout, done.stderr
     assert ConfinementFailed.status == 500

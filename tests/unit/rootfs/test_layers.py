@@ -139,17 +139,33 @@ async def test_set_id_and_capabilities(confinement: Confinement, tmp_path: Path)
 
 
 async def test_a_bad_layer_ends_the_pull(confinement: Confinement, tmp_path: Path) -> None:
-    """The error names the layer and the entry; a second try on the same child is an error as well."""
+    """The error names the layer and the entry; even a caller that passes over it cannot end the pull well."""
     layer = member(b"ok") + member(b"../evil") + END
     (tmp_path / "root").mkdir()
     (tmp_path / "layer").write_bytes(layer)
     descriptor = Descriptor(media_type="x", digest=Digest.of(layer), size=len(layer))
-    async with confinement.unpack(tmp_path / "root") as unpacker:
-        with pytest.raises(InvalidArchive, match=descriptor.digest.short) as caught:
-            await unpacker.apply(tmp_path / "layer", descriptor, lambda _: None)
-        assert caught.value.entry == b"../evil"
-        with pytest.raises(ChildFailed):
-            await unpacker.apply(tmp_path / "layer", descriptor, lambda _: None)
-        with pytest.raises(ChildFailed):
-            await unpacker.finish()
-        pytest.raises(ChildFailed)
+    with pytest.raises(ChildFailed):
+        async with confinement.unpack(tmp_path / "root") as unpacker:
+            with pytest.raises(InvalidArchive, match=descriptor.digest.short) as caught:
+                await unpacker.apply(tmp_path / "layer", descriptor, lambda _: None)
+            assert caught.value.entry == b"../evil"
+            with pytest.raises(ChildFailed):
+                await unpacker.apply(tmp_path / "layer", descriptor, lambda _: None)
+
+
+async def test_a_layer_that_is_not_there(confinement: Confinement, tmp_path: Path) -> None:
+    """A blob that cannot be opened, or is a link, is our trouble, and the error names the layer."""
+    (tmp_path / "root").mkdir()
+    (tmp_path / "link").symlink_to("/etc/passwd")
+    descriptor = Descriptor(media_type="x", digest=Digest.of(b""), size=0)
+    for name in ("missing", "link"):
+        with pytest.raises(UnpackFailed, match=descriptor.digest):
+            async with confinement.unpack(tmp_path / "root") as unpacker:
+                await unpacker.apply(tmp_path / name, descriptor, lambda _: None)
+
+
+async def test_the_block_fails(confinement: Confinement, tmp_path: Path) -> None:
+    """An error of the caller's block comes out as it is."""
+    with pytest.raises(KeyError):
+        async with confinement.unpack(tmp_path):
+            raise KeyError("x")

@@ -78,11 +78,12 @@ def test_last_lines(tmp_path: Path) -> None:
         ("echo no such option >&2; exit 2", "conmon: no such option"),
         ("exit 2", "conmon: exit code 2"),
         ("exit 0", "rt create: ended without saying why"),
-        ('eval "echo \'{\\"data\\": -1, \\"message\\": \\"no luck\\"}\' >&$_OCI_SYNCPIPE"', "rt create: no luck"),
-        ("eval \"echo '{broken' >&$_OCI_SYNCPIPE\"", "rt create: {broken"),
-        ('eval "echo \'{\\"data\\": \\"x\\"}\' >&$_OCI_SYNCPIPE"', "ended without saying why"),
-        ("eval \"echo '[1]' >&$_OCI_SYNCPIPE\"", r"\[1\]"),
-        ('eval "exec sleep 60 >&$_OCI_SYNCPIPE"', r"did not create it within 0\.5 s"),
+        ("""echo '{"data": -1, "message": "no luck"}' >/proc/self/fd/$_OCI_SYNCPIPE""", "rt create: no luck"),
+        ("""echo '{"data": "x"}' >/proc/self/fd/$_OCI_SYNCPIPE""", "ended without saying why"),
+        ("echo '{broken' >/proc/self/fd/$_OCI_SYNCPIPE", "rt create: {broken"),
+        ("echo '[1]' >/proc/self/fd/$_OCI_SYNCPIPE", r"\[1\]"),
+        ("exec sleep 60", r"did not create it within 0\.5 s"),
+        ("(exec sleep 1) & exit 0", r"did not create it within 0\.5 s"),
     ],
 )
 async def test_monitor_that_fails(tmp_path: Path, text: str, said: str) -> None:

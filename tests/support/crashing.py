@@ -1,0 +1,250 @@
+"""A daemon that dies at a chosen step: every change to the disk, every process started, every transaction is one.
+
+Run as a program this is a *zygote*: it imports the daemon once and forks one life of it per line on stdin, so that a
+sweep over many steps does not pay for the imports each time. The product holds no code for this.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from tests.support import parts, procs
+from tests.support.daemon import Daemon
+
+_CHANGES = frozenset({"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.symlink", "os.truncate", "subprocess.Popen"})
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+
+class _Steps:
+    """Counts the steps of one life once `armed` exists, writes each to `trace`, and dies at the one called `at`."""
+
+    def __init__(self, armed: Path, trace: Path, at: str) -> None:
+        self._armed, self._at = armed, at
+        self._trace = os.open(trace, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
+        self._seen: Counter[str] = Counter()
+        self._guard = threading.RLock()
+        self._owner = os.getpid()
+
+    def install(self) -> None:
+        """Hook ourselves in; each step is told of before it happens, a commit also after it."""
+        sys.addaudithook(self._audit)
+        from pluginsvc.rootfs import mounts  # noqa: PLC0415 - the daemon's modules are the zygote's alone
+        from pluginsvc.state.database import Database  # noqa: PLC0415
+
+        fsync, make_shared, write = os.fsync, mounts.make_shared, Database._write
+
+        def stepped_fsync(fd: int) -> None:
+            self.step("fsync")
+            fsync(fd)
+
+        def stepped_make_shared(path: Path) -> None:
+            self.step("mount")
+            make_shared(path)
+            self.step("mounted")
+
+        def stepped_write(database: Database, work: Callable[[Any], Any]) -> Any:
+            name = work.__qualname__
+            self.step(f"before {name}")
+            result = write(database, work)
+            self.step(f"after {name}")
+            return result
+
+        # mypy: ignore-errors would hide more; a module and a class are patched here on purpose
+        setattr(os, "fsync", stepped_fsync)  # noqa: B010 - assigning would be a type error
+        setattr(mounts, "make_shared", stepped_make_shared)  # noqa: B010 - the same
+        setattr(Database, "_write", stepped_write)  # noqa: B010 - the same
+
+    def _audit(self, event: str, args: tuple[Any, ...]) -> None:
+        if event in _CHANGES or (event == "open" and isinstance(args[2], int) and args[2] & _WRITING):
+            self.step(event)
+
+    def step(self, what: str) -> None:
+        """Count a step; do not return from the chosen one."""
+        if os.getpid() != self._owner or not self._armed.exists():
+            return
+        with self._guard:
+            label = f"{what} in {_caller()}"
+            self._seen[label] += 1
+            name = f"{label} #{self._seen[label]}"
+            os.write(self._trace, f"{name}\n".encode())
+            if name == self._at:
+                os.kill(self._owner, signal.SIGKILL)
+
+
+def _caller() -> str:
+    """Return the innermost function of the daemon on this thread's stack."""
+    frame = sys._getframe()
+    while frame := frame.f_back:  # type: ignore[assignment]  # ends at None
+        module = frame.f_globals.get("__name__", "")
+        if module.startswith("pluginsvc."):
+            return f"{module}.{frame.f_code.co_qualname}"
+    return "nobody"
+
+
+def _zygote() -> None:
+    from pluginsvc import __main__, daemon  # noqa: PLC0415 - only the zygote loads the daemon
+
+    del daemon
+    for line in sys.stdin:
+        life = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                os.setsid()
+                log = os.open(life["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+                null = os.open(os.devnull, os.O_RDONLY)
+                for source, target in ((null, 0), (log, 1), (log, 2)):
+                    os.dup2(source, target)
+                os.close(log)
+                os.close(null)
+                _Steps(Path(life["armed"]), Path(life["trace"]), life["at"]).install()
+                __main__.main(life["words"], standalone_mode=False)
+                code = 0
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        print(pid, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
+class Zygote:
+    """The client's side of the zygote process."""
+
+    def __init__(self, log: Path) -> None:
+        environment = parts.env() | {"PYTHONPATH": str(parts.PROJECT)}
+        with log.open("ab") as errors:
+            self._popen = subprocess.Popen(
+                [sys.executable, "-m", "tests.support.crashing"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=environment,
+                text=True,
+            )
+
+    def fork(self, **life: object) -> Life:
+        """Begin a life; the one before has ended."""
+        assert self._popen.stdin
+        assert self._popen.stdout
+        self._popen.stdin.write(json.dumps(life) + "\n")
+        self._popen.stdin.flush()
+        return Life(int(self._popen.stdout.readline()), self._popen.stdout, Path(str(life["log"])))
+
+    def close(self) -> None:
+        """End the zygote; its last life has ended."""
+        assert self._popen.stdin
+        assert self._popen.stdout
+        self._popen.stdin.close()
+        self._popen.wait(10)
+        self._popen.stdout.close()
+
+
+class Life(procs.Proc):
+    """One forked daemon; does what a `Proc` does."""
+
+    def __init__(self, pid: int, ends: IO[str], log: Path) -> None:
+        self._pid, self._ends, self.log = pid, ends, log
+        self._code: int | None = None
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        self._code = int(self._ends.readline())
+
+    @property
+    def pid(self) -> int:
+        return self._pid
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended."""
+        return self._code is not None
+
+    def wait_until(self, answers: Callable[[], bool], *, timeout: float = 20.0) -> None:
+        """Do as `Proc.wait_until`, asking more often."""
+        deadline = procs.time.monotonic() + timeout
+        while not answers():
+            if self.over:
+                raise procs.ProcessFailedError(f"the daemon ended early with {self._code}:\n{self.tail()}")
+            if procs.time.monotonic() > deadline:
+                raise procs.ProcessFailedError(f"the daemon did not answer in {timeout} s:\n{self.tail()}")
+            procs.time.sleep(procs.POLL / 4)
+
+    def signal(self, number: signal.Signals) -> None:
+        if not self.over:
+            with suppress(ProcessLookupError):
+                os.kill(self._pid, number)
+
+    def wait(self, *, timeout: float = 20.0) -> int:
+        self._reader.join(timeout)
+        assert self._code is not None, f"process {self._pid} has not ended after {timeout} s:\n{self.tail()}"
+        return self._code
+
+    def end(self, *, grace: float = 10.0) -> int:
+        self.signal(signal.SIGTERM)
+        self._reader.join(grace)
+        self.signal(signal.SIGKILL)
+        return self.wait()
+
+
+class MortalDaemon(Daemon):
+    """A daemon of which each life may be told at which step to die; `at` is used by the next `start`."""
+
+    def __init__(self, top: Path, flags: Sequence[str] = ()) -> None:
+        super().__init__(top, flags)
+        self.at = ""
+        self._armed, self._trace = top / "armed", top / "trace"
+        self._zygote = Zygote(top / "daemon.log")
+
+    def start(self) -> None:
+        self.disarm()
+        words = ["serve", "--root", str(self.root), "--run-root", str(self.run), "--host", self.host, *self.flags]
+        self.proc = self._zygote.fork(
+            words=words, log=str(self.top / "daemon.log"), armed=str(self._armed), trace=str(self._trace), at=self.at
+        )
+        self.proc.wait_until(lambda: procs.accepts(self.socket), timeout=40)
+
+    def arm(self) -> None:
+        """Count steps from now on."""
+        self._trace.unlink(missing_ok=True)
+        self._armed.touch()
+
+    def disarm(self) -> None:
+        """Count no more."""
+        self._armed.unlink(missing_ok=True)
+
+    def steps(self) -> list[str]:
+        """Return the names of the steps since `arm`."""
+        return self._trace.read_text().splitlines() if self._trace.exists() else []
+
+    def close(self) -> None:
+        """End the zygote."""
+        self._zygote.close()
+
+
+@contextmanager
+def mortal_daemon(top: Path, *flags: str) -> Iterator[MortalDaemon]:
+    """Own a mortal daemon; it is not started, and at the end it is killed if it lives."""
+    daemon = MortalDaemon(top, flags)
+    try:
+        yield daemon
+    finally:
+        if daemon.proc is not None:
+            daemon.kill()
+        daemon.close()
+
+
+if __name__ == "__main__":
+    _zygote()

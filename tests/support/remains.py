@@ -1,0 +1,108 @@
+"""Looks for what a daemon must not leave behind: half plugins, stray files, mounts, processes, unreferenced blobs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.support.daemon import Daemon
+from tests.support.wire import Api
+
+
+@contextmanager
+def _database(daemon: Daemon) -> Iterator[sqlite3.Connection]:
+    with closing(sqlite3.connect(f"file:{daemon.root}/state.db?mode=ro", uri=True)) as db:
+        yield db
+
+
+def journal(daemon: Daemon) -> list[dict[str, Any]]:
+    """Return every event of the journal, as the daemon stores it, in order."""
+    with _database(daemon) as db:
+        return [json.loads(raw) for (raw,) in db.execute("SELECT event FROM journal ORDER BY seq")]
+
+
+def told(daemon: Daemon) -> dict[str, bool]:
+    """Fold the journal: the IDs of the plugins that exist by its word → whether they are enabled."""
+    found: dict[str, bool] = {}
+    for event in journal(daemon):
+        action, plugin = event["action"], event["plugin_id"]
+        if action == "create":
+            assert plugin not in found, f"{plugin} was created twice"
+            found[plugin] = False
+        elif action in {"enable", "disable"}:
+            assert found[plugin] == (action == "disable"), f"{action} of {plugin} without a change"
+            found[plugin] = action == "enable"
+        elif action == "remove":
+            del found[plugin]
+    return found
+
+
+def names(folder: Path) -> set[str]:
+    """Return the names in a folder, which may be missing."""
+    return {path.name for path in folder.iterdir()} if folder.exists() else set()
+
+
+def workers(pid: int) -> list[int]:
+    """Return the unpacking processes that daemon `pid` has started; its spare is one."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if str(pid).encode() in words and any(b"pluginsvc.rootfs.worker" in word for word in words):
+            found.append(int(folder.name))
+    return found
+
+
+def check_files(daemon: Daemon) -> None:
+    """Assert that the disk, the mounts and the processes are those of the plugins that are listed, and no more."""
+    listed = {plugin["Id"]: plugin["Enabled"] for plugin in Api(daemon.socket).plugins()}
+    assert told(daemon) == listed
+    enabled = {plugin for plugin, runs in listed.items() if runs}
+    assert names(daemon.root / "staging") == set()
+    assert names(daemon.root / "plugins") == set(listed)
+    for plugin in listed:
+        found = {name for name in names(daemon.root / "plugins" / plugin) if name != "propagated-mount"}
+        assert len(found) == 1, f"{plugin} has {found}"
+        assert (daemon.root / "plugins" / plugin / found.pop() / "rootfs").is_dir()
+    assert names(daemon.root / "logs") <= set(listed)
+    for folder in ("plugins", "instances"):
+        assert names(daemon.run / folder) <= enabled
+    containers = names(daemon.run / "runtime")
+    assert len(containers) <= len(enabled)
+    assert all(any(name.startswith(plugin[:12]) for plugin in enabled) for name in containers)
+    for hierarchy in [Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir()]:
+        for path in hierarchy.glob("pluginsvc-*"):
+            # those of other daemons on this machine are not ours to judge
+            ours = any(path.name.startswith(f"pluginsvc-{event['plugin_id'][:12]}") for event in journal(daemon))
+            assert not ours or path.name.removeprefix("pluginsvc-") in containers, path
+    assert all(any(plugin in point for plugin in enabled) for point in daemon.mounts()), daemon.mounts()
+    strays = {pid: words for pid, words in daemon.processes().items() if not any(name in words for name in containers)}
+    assert strays == {}
+
+
+def check_blobs(daemon: Daemon) -> None:
+    """Collect, then assert that exactly the blobs are there that plugins need, each whole, and that no lease is held."""
+    Api(daemon.socket).collect()
+    with _database(daemon) as db:
+        needed = {digest.removeprefix("sha256:") for (digest,) in db.execute("SELECT digest FROM plugin_blobs")}
+        assert db.execute("SELECT purpose FROM leases").fetchall() == []
+    assert daemon.blobs() == needed
+    for digest in needed:
+        path = daemon.root / "content" / "blobs" / "sha256" / digest
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == digest
+    ingests = [path for path in (daemon.root / "content" / "ingest").glob("*/*") if path.name == "data"]
+    assert ingests == []
+
+
+def check(daemon: Daemon) -> None:
+    """Assert all of design §5.1 that can be seen from outside while nothing is under way."""
+    check_files(daemon)
+    check_blobs(daemon)
+    assert "Traceback" not in daemon.log(), daemon.log()[-4000:]
