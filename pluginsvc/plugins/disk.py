@@ -105,11 +105,20 @@ class Disk:
         return path
 
     async def unmount(self, path: Path) -> None:
-        """Unmount all below ``path``; trouble is logged, since the caller goes on in any case."""
+        """Unmount all below ``path``; what is in use is detached, and gone when its last user is."""
+
+        def work() -> None:
+            try:
+                mounts.unmount_below(path)
+            except mounts.MountFailed as exc:
+                _log.warning("disk.unmounted_lazily", path=str(path), error=str(exc))
+                mounts.unmount_below(path, lazy=True)
+
         try:
-            await to_thread.run_sync(mounts.unmount_below, path)
-        except OSError as exc:
-            _log.warning("disk.unmount_failed", path=str(path), error=str(exc))
+            await to_thread.run_sync(work)
+        except (OSError, Internal) as exc:
+            # the caller goes on in any case: whoever deletes looks for mounts again and refuses
+            _log.error("disk.unmount_failed", path=str(path), error=str(exc))
 
     async def bury(self, plugin_id: str) -> Path | None:
         """Take a plugin's directory out of the way, ready to be discarded; ``None`` where there is none."""

@@ -69,6 +69,12 @@ def cpu_seconds(roots: Iterable[int]) -> float:
     return ticks / _TICKS
 
 
+def process_seconds(roots: Iterable[int]) -> float:
+    """Return the CPU time of these processes alone, to the nanosecond and without their children."""
+    # the clock of a process, as clock_getcpuclockid(3) makes it of its ID
+    return sum(time.clock_gettime(~pid << 3 | 2) for pid in roots)
+
+
 def pss(roots: Iterable[int]) -> int:
     """Return the proportional set size of the trees, in bytes."""
     total = 0

@@ -208,8 +208,9 @@ class MortalDaemon(Daemon):
         self._armed, self._trace = top / "armed", top / "trace"
         self._zygote = Zygote(top / "daemon.log")
 
-    def start(self) -> None:
-        self.disarm()
+    def start(self, *, armed: bool = False) -> None:
+        """Start the next life and wait until it answers; `armed` counts its very first steps as well."""
+        self.arm() if armed else self.disarm()
         words = ["serve", "--root", str(self.root), "--run-root", str(self.run), "--host", self.host, *self.flags]
         self.proc = self._zygote.fork(
             words=words, log=str(self.top / "daemon.log"), armed=str(self._armed), trace=str(self._trace), at=self.at
@@ -218,7 +219,7 @@ class MortalDaemon(Daemon):
 
     def arm(self) -> None:
         """Count steps from now on."""
-        self._trace.unlink(missing_ok=True)
+        self._trace.write_bytes(b"")  # the daemon has it open
         self._armed.touch()
 
     def disarm(self) -> None:

@@ -143,7 +143,10 @@ def snapshot(root: Path, *, times: bool = True) -> dict[bytes, Any]:
 
 def gnu_tar(*words: str | Path, **kwargs: Any) -> bytes:
     """Run GNU tar and return what it writes."""
-    return subprocess.run(["tar", *words], check=True, capture_output=True, **kwargs).stdout
+    done: subprocess.CompletedProcess[bytes] = subprocess.run(
+        ["tar", *words], check=True, capture_output=True, **kwargs
+    )
+    return done.stdout
 
 
 async def body(data: bytes, step: int = 1 << 16) -> AsyncIterator[bytes]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import anyio
 import pytest
 from anyio import to_thread
+from asyncinotify import Inotify, Mask
 
 from pluginsvc.fsutil import mounts_below
 from pluginsvc.rootfs import confine
@@ -70,9 +71,10 @@ class Held:
 
 async def at_work(staging: Path) -> int:
     """Return the process ID of the confined process that fills `staging`, once it does."""
-    with anyio.fail_after(10):
-        while not any(staging.iterdir()):
-            await anyio.sleep(0.005)
+    with anyio.fail_after(10), Inotify() as watch:
+        watch.add_watch(staging, Mask.CREATE)
+        if not any(staging.iterdir()):
+            await watch.get()
     (inner,) = [
         pid
         for pid in below_us()
@@ -82,7 +84,7 @@ async def at_work(staging: Path) -> int:
 
 
 async def test_what_the_child_can_reach(tmp_path: Path) -> None:
-    """At work it has its own namespaces, six capabilities, no way to gain more, and the staging directory as its root."""
+    """At work it has its own namespaces, six capabilities, no way to gain more, and staging as its root."""
     staging = tmp_path / "staging"
     staging.mkdir()
     held = Held(PLUGIN)
@@ -115,7 +117,7 @@ async def test_what_the_child_can_reach(tmp_path: Path) -> None:
 
 
 async def test_a_caller_that_goes_away_leaves_nothing(tmp_path: Path) -> None:
-    """When the caller is cancelled in the middle, the child is gone before the call returns; so is the spare at the end."""
+    """When the caller is cancelled in the middle, the child goes; at the end the spare does too."""
     staging = tmp_path / "staging"
     staging.mkdir()
     held = Held(PLUGIN)

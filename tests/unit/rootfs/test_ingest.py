@@ -63,7 +63,7 @@ def plugin(confinement: Confinement, tmp_path: Path) -> Plugin:
         CONFIG + ROOTFS + END,
         ROOTFS + CONFIG + END,
         member(b"config.json", b"old") + ROOTFS + CONFIG + END,
-        CONFIG.replace(b"config.json", b"config.json") + ROOTFS + bytes(10240),
+        CONFIG + ROOTFS + bytes(10240),
         gzip.compress(CONFIG + ROOTFS + END),
         gzip.compress(CONFIG) + gzip.compress(ROOTFS + END),
         zstd.compress(CONFIG + ROOTFS + END),
@@ -71,9 +71,10 @@ def plugin(confinement: Confinement, tmp_path: Path) -> Plugin:
         + member(b"./rootfs/f", b"data") + END,
         member(b"/config.json", b'{"description": "x"}') + member(b"/rootfs/", kind=b"5", mode=b"0000755\0")
         + member(b"/rootfs//f", b"data") + END,
-        member(b"README", b"dropped") + CONFIG + member(b"etc/passwd", b"dropped") + ROOTFS + member(b"rootfs2/x") + END,
+        member(b"README", b"dropped") + CONFIG + member(b"etc/passwd", b"dropped") + ROOTFS + member(b"rootfs2/x")
+        + END,
     ],
-    ids=["config first", "config last", "last config", "padded", "gzip", "gzip members", "zstd", "dots", "absolute", "others"],
+    ids=["first", "last", "last config", "padded", "gzip", "gzip members", "zstd", "dots", "absolute", "others"],
 )  # fmt: skip
 async def test_splits_the_archive(plugin: Plugin, archive: bytes) -> None:
     """However it is written and compressed, the archive gives its config, its rootfs and one and the same layer."""
@@ -133,7 +134,7 @@ async def test_hard_links(plugin: Plugin, target: bytes) -> None:
         (header(b"config.json", size=1 << 40) + END, "at most"),
         (member(b"config.json", kind=b"2", link=b"/etc/passwd") + ROOTFS + END, "not a plain file"),
         (member(b"config.json", kind=b"5") + ROOTFS + END, "not a plain file"),
-        (zstd.compress(b"\0" * 1000 + b"x" * 1000), "zeros|not a tar|checksum"),
+        (zstd.compress(bytes(512) + b"x" * 1000), "zeros"),
     ],
 )
 async def test_refuses(plugin: Plugin, archive: bytes, says: str) -> None:
@@ -197,11 +198,10 @@ async def test_a_full_disk(confinement: Confinement, tmp_path: Path, where: str)
     try:
         staging = tmp_path / ("small" if where == "staging" else "") / "staging"
         staging.mkdir()
-        with (tmp_path / ("small" if where == "blob" else "") / "blob").open("wb") as blob:
-            with pytest.raises(DiskFull, match="free some space"):
-                await confinement.ingest(
-                    body(CONFIG + member(b"rootfs/f", os.urandom(3 << 20)) + END), staging, blob.fileno(), level=1
-                )
+        place = tmp_path / ("small" if where == "blob" else "") / "blob"
+        archive = CONFIG + member(b"rootfs/f", os.urandom(3 << 20)) + END
+        with place.open("wb") as blob, pytest.raises(DiskFull, match="free some space"):
+            await confinement.ingest(body(archive), staging, blob.fileno(), level=1)
     finally:
         subprocess.run(["umount", tmp_path / "small"], check=True)
 

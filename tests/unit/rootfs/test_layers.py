@@ -53,7 +53,8 @@ BASE = directory(b"a") + member(b"a/f", b"1") + directory(b"a/d") + member(b"a/d
         (member(b"./.wh.a") + member(b"/.wh.b"), set()),
         (member(b"a/.wh..wh..opq"), {"a", "b"}),
         (member(b".wh..wh..opq"), set()),
-        (member(b".wh.none") + member(b"none/.wh.none") + member(b"none/.wh..wh..opq"), {"a", "a/f", "a/d", "a/d/g", "b"}),
+        (member(b".wh.none") + member(b"none/.wh.none") + member(b"none/.wh..wh..opq"),
+         {"a", "a/f", "a/d", "a/d/g", "b"}),
         (member(b"a/new") + member(b"a/.wh..wh..opq"), {"a", "a/new", "b"}),
         (member(b"a/.wh..wh..opq") + member(b"a/new"), {"a", "a/new", "b"}),
         (member(b"a/d/new") + member(b"a/.wh..wh..opq"), {"a", "a/d", "a/d/new", "b"}),
@@ -68,7 +69,7 @@ BASE = directory(b"a") + member(b"a/f", b"1") + directory(b"a/d") + member(b"a/d
     ],
 )  # fmt: skip
 async def test_whiteouts(confinement: Confinement, tmp_path: Path, upper: bytes, left: set[str]) -> None:
-    """Whiteouts remove what lower layers brought, in whatever order they come, and never what their own layer brings."""
+    """Whiteouts remove what lower layers brought, in whatever order they come, and never what their layer brings."""
     assert names(await pull(confinement, tmp_path, BASE, upper + END)) == left
 
 
@@ -144,13 +145,15 @@ async def test_a_bad_layer_ends_the_pull(confinement: Confinement, tmp_path: Pat
     (tmp_path / "root").mkdir()
     (tmp_path / "layer").write_bytes(layer)
     descriptor = Descriptor(media_type="x", digest=Digest.of(layer), size=len(layer))
+    unpacking = confinement.unpack(tmp_path / "root")
+    unpacker = await unpacking.__aenter__()
+    with pytest.raises(InvalidArchive, match=descriptor.digest.short) as caught:
+        await unpacker.apply(tmp_path / "layer", descriptor, lambda _: None)
+    assert caught.value.entry == b"../evil"
     with pytest.raises(ChildFailed):
-        async with confinement.unpack(tmp_path / "root") as unpacker:
-            with pytest.raises(InvalidArchive, match=descriptor.digest.short) as caught:
-                await unpacker.apply(tmp_path / "layer", descriptor, lambda _: None)
-            assert caught.value.entry == b"../evil"
-            with pytest.raises(ChildFailed):
-                await unpacker.apply(tmp_path / "layer", descriptor, lambda _: None)
+        await unpacker.apply(tmp_path / "layer", descriptor, lambda _: None)
+    with pytest.raises(ChildFailed):
+        await unpacking.__aexit__(None, None, None)
 
 
 async def test_a_layer_that_is_not_there(confinement: Confinement, tmp_path: Path) -> None:

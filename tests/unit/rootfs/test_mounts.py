@@ -25,7 +25,7 @@ def tmpfs(path: Path) -> Path:
 
 
 def propagation(path: Path) -> str:
-    words = ["findmnt", "-n", "-o", "PROPAGATION", "--mountpoint", path]
+    words: list[str | Path] = ["findmnt", "-n", "-o", "PROPAGATION", "--mountpoint", path]
     return subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
 
 

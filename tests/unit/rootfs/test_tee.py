@@ -16,8 +16,7 @@ def through(data: bytes, blob: int, *, step: int = 1 << 16, level: int = 1) -> T
 
     def feed() -> None:
         with open(writer, "wb", buffering=0) as pipe:
-            for at in range(0, len(data), step):
-                pipe.write(data[at : at + step])
+            pipe.writelines(data[at : at + step] for at in range(0, len(data), step))
 
     thread = threading.Thread(target=feed)
     thread.start()

@@ -107,7 +107,8 @@ def test_later_entries_replace_earlier_ones(root: Path) -> None:
         member(b"h1", b"shared"), hardlink(b"h2", b"h1"), member(b"h1", b"alone"),
         hardlink(b"h2", b"h2"),
         symlink(b"s", b"one"), symlink(b"s", b"two"),
-        directory(b"x"), member(b"x/f", b"1"), member(b"x", b"2"), directory(b"x"), member(b"x/g", b"3"), hardlink(b"k", b"x/g"),
+        directory(b"x"), member(b"x/f", b"1"), member(b"x", b"2"), directory(b"x"), member(b"x/g", b"3"),
+        hardlink(b"k", b"x/g"),
     ]  # fmt: skip
     unpack(b"".join(archive) + END, root)
     assert (root / "file").read_text() == "new"

@@ -71,8 +71,8 @@ def test_equal_content_gives_equal_bytes() -> None:
     others = [
         member(b"./a//f", b"data", mtime=b"00000000007\0", magic=b"ustar  \0", tail={265: b"root", 297: b"wheel"})
         + header(b"l", b"2", link=b"t", size=99),
-        pax([(b"path", b"a/f"), (b"mtime", b"7.0"), (b"comment", b"x")]) + member(b"x", b"data") + pax([(b"linkpath", b"t")])
-        + member(b"l", kind=b"2", link=b"wrong"),
+        pax([(b"path", b"a/f"), (b"mtime", b"7.0"), (b"comment", b"x")]) + member(b"x", b"data")
+        + pax([(b"linkpath", b"t")]) + member(b"l", kind=b"2", link=b"wrong"),
         member(b"f", b"data", prefix=b"a", mtime=b"\x80" + bytes(10) + b"\7") + member(b"l", kind=b"2", link=b"t"),
     ]  # fmt: skip
     assert {rewrite(other + END) for other in others} == {rewrite(plain + END)}
