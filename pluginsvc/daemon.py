@@ -157,7 +157,7 @@ class _Daemon:
                 runtime=settings.runtime,
                 conmon=settings.conmon,
                 run_root=Path(settings.run_root),
-                log_root=root / "logs",
+                log_root=disk.logs,
             )
             parts = Parts(
                 database=database,

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import anyio
 import structlog
@@ -14,14 +15,27 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from pluginsvc.api.events import EventStreams, Follow
 from pluginsvc.api.handlers import Manager, PluginHandlers
-from pluginsvc.api.listeners import Bound, Listener, bind
-from pluginsvc.api.middleware import add_headers, make_edge
+from pluginsvc.api.listeners import BACKLOG, Bound, Listener, bind
+from pluginsvc.api.middleware import Edge, make_edge, request_factory
 from pluginsvc.api.native import NativeHandlers
 from pluginsvc.api.routing import Route, Router
 from pluginsvc.api.system import SystemFacts, SystemHandlers, nothing, unsupported
 
-LISTENING = web.AppKey("listening", list[str])
-"""The addresses the application is served on, as URIs."""
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    """The application.
+
+    Attributes:
+        edge: answers requests.
+        streams: the event streams that are open.
+        listening: the addresses it is served on, as URIs.
+    """
+
+    edge: Edge
+    streams: EventStreams
+    listening: list[str]
+
 
 _log = structlog.get_logger()
 
@@ -37,7 +51,7 @@ _CHANGES_ELSEWHERE = re.compile(
 """Engine calls that change something that is no plugin. Its reads are unknown paths: ``docker inspect`` wants 404s."""
 
 
-def make_app(*, manager: Manager, system: SystemFacts, events: Follow) -> web.Application:
+def make_app(*, manager: Manager, system: SystemFacts, events: Follow) -> Api:
     """Build the application.
 
     Args:
@@ -54,17 +68,7 @@ def make_app(*, manager: Manager, system: SystemFacts, events: Follow) -> web.Ap
         Route("GET", "/events", streams.serve),
     ]
     router = Router(routes, options=nothing, unsupported=(_CHANGES_ELSEWHERE, unsupported))
-    app = web.Application(middlewares=[make_edge(router, f"Docker/{system.engine_version} (linux)")])
-    app[LISTENING] = listening
-    app.router.add_route("*", "/{path:.*}", _not_called)
-    app.on_response_prepare.append(add_headers)
-    app.on_shutdown.append(streams.close)
-    return app
-
-
-async def _not_called(_request: web.Request) -> web.StreamResponse:
-    """Let aiohttp find a route, so that it keeps the chain it builds for a request; the edge finds its own."""
-    raise AssertionError
+    return Api(make_edge(router, f"Docker/{system.engine_version} (linux)"), streams, listening)
 
 
 class _Forward(logging.Handler):
@@ -90,7 +94,7 @@ def _http_logger() -> logging.Logger:
 
 @asynccontextmanager
 async def serve(
-    app: web.Application, listeners: Iterable[Listener], *, grace: float = 10.0
+    app: Api, listeners: Iterable[Listener], *, grace: float = 10.0
 ) -> AsyncIterator[list[str]]:
     """Serve ``app`` while the block runs.
 
@@ -108,31 +112,34 @@ async def serve(
         CannotListen: one of them is not to be had; none is left open.
     """
     bound: list[Bound] = []
-    runner = web.AppRunner(
-        app,
+    server = web.Server(
+        app.edge,
+        request_factory=request_factory,
+        handler_cancellation=True,
         access_log=None,
         logger=_http_logger(),
-        handler_cancellation=True,
-        shutdown_timeout=grace,
         auto_decompress=False,
         read_bufsize=_READ_BUFFER,
         max_line_size=_MAX_HEADER,
         max_field_size=_MAX_HEADER,
     )
+    runner = web.ServerRunner(server, shutdown_timeout=grace)
     try:
         for listener in listeners:
             # a socket that is bound while we are cancelled must not get lost
             with anyio.CancelScope(shield=True):
                 bound.append(await anyio.to_thread.run_sync(bind, listener))
-        addresses = [each.address for each in bound]
-        app[LISTENING][:] = addresses
+        app.listening[:] = [each.address for each in bound]
         await runner.setup()
         for each in bound:
-            await web.SockSite(runner, each.socket, backlog=1024).start()
-        yield addresses
+            await web.SockSite(runner, each.socket, backlog=BACKLOG).start()
+        yield list(app.listening)
     finally:
         with anyio.CancelScope(shield=True):
             try:
+                for site in runner.sites:
+                    await site.stop()
+                app.streams.close()
                 await runner.cleanup()
             finally:
                 for each in bound:

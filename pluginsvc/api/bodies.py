@@ -11,7 +11,7 @@ from typing import Any
 
 import anyio
 import msgspec
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 # aiohttp names these two nowhere else
 from aiohttp.web_protocol import PayloadAccessError, RequestPayloadError
@@ -45,7 +45,7 @@ class ClientGone(Cancelled):
         super().__init__("the client closed the connection before the end of the request body")
 
 
-async def chunks(request: web.Request) -> AsyncIterator[bytes]:
+async def chunks(request: web.BaseRequest) -> AsyncIterator[bytes]:
     """Yield the body as it arrives; it ends only when the client has sent all of it.
 
     Raises:
@@ -53,6 +53,7 @@ async def chunks(request: web.Request) -> AsyncIterator[bytes]:
         InvalidBody: the framing is broken.
     """
     try:
+        await _ask_for_body(request)
         async for chunk in request.content.iter_any():
             yield chunk
     except RequestPayloadError as exc:
@@ -61,7 +62,15 @@ async def chunks(request: web.Request) -> AsyncIterator[bytes]:
         raise ClientGone from exc
 
 
-async def read_json(request: web.Request) -> Any:
+async def _ask_for_body(request: web.BaseRequest) -> None:
+    """Send ``100 Continue`` to a client that waits for it (RFC 9110, 10.1.1); curl does before a large archive."""
+    if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= HttpVersion11:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        # the answer itself has not begun
+        request.writer.output_size = 0
+
+
+async def read_json(request: web.BaseRequest) -> Any:
     """Read the JSON body of a request; None when there is none.
 
     Raises:

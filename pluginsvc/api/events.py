@@ -16,6 +16,7 @@ from pluginsvc.errors import InvalidParameter
 from pluginsvc.events.filters import engine_filter, engine_message
 from pluginsvc.model.event import Event
 from pluginsvc.model.filters import parse_filters
+from pluginsvc.tasks import ShuttingDown
 
 _SEQUENCE = "application/json-seq"
 _BY_NAME = frozenset({"application/jsonl", "application/x-ndjson", _SEQUENCE})
@@ -45,16 +46,18 @@ class EventStreams:
     def __init__(self, follow: Follow) -> None:
         self._follow = follow
         self._open: set[anyio.CancelScope] = set()
+        self._closing = False
 
     def __len__(self) -> int:
         return len(self._open)
 
-    async def close(self, _app: web.Application) -> None:
-        """End every stream in good order; an ``on_shutdown`` callback."""
+    def close(self) -> None:
+        """End every stream in good order, and begin no more."""
+        self._closing = True
         for scope in list(self._open):
             scope.cancel()
 
-    async def serve(self, request: web.Request, _name: str) -> web.StreamResponse:
+    async def serve(self, request: web.BaseRequest, _name: str) -> web.StreamResponse:
         """Send what happens until ``until``, for ever without it."""
         query = request.query
         since, until = event_time(query, "since"), event_time(query, "until")
@@ -64,6 +67,8 @@ class EventStreams:
         kind = content_type(request.headers.get("Accept", ""))
         mark = b"\x1e" if kind == _SEQUENCE else b""
         response = open_stream(request, kind)
+        if self._closing:
+            raise ShuttingDown
         with anyio.CancelScope() as scope:
             self._open.add(scope)
             try:

@@ -136,20 +136,20 @@ class PluginHandlers:
             Route("DELETE", "/plugins/{name}", self.remove),
         ]
 
-    async def list(self, request: web.Request, _name: str) -> web.Response:
+    async def list(self, request: web.BaseRequest, _name: str) -> web.Response:
         """List plugins, sorted and filtered (REF 3.8)."""
         return json_bytes(self._manager.list_json(parse_filters(request.query.get("filters", ""))))
 
-    async def privileges(self, request: web.Request, _name: str) -> web.Response:
+    async def privileges(self, request: web.BaseRequest, _name: str) -> web.Response:
         """Say what a remote plugin asks for; ``[]`` for nothing (REF 7.4)."""
         found = await self._manager.privileges(params.remote(request.query), params.registry_access(request.headers))
         return json_reply(found)
 
-    async def inspect(self, _request: web.Request, name: str) -> web.Response:
+    async def inspect(self, _request: web.BaseRequest, name: str) -> web.Response:
         """Show one plugin."""
         return json_bytes(self._manager.inspect_json(name))
 
-    async def pull(self, request: web.Request, _name: str) -> web.StreamResponse:
+    async def pull(self, request: web.BaseRequest, _name: str) -> web.StreamResponse:
         """Install a plugin, disabled; what is wrong is found in this order: body, remote, name (REF 1.1)."""
         granted = privilege_list(await read_json(request))
         remote = params.remote(request.query)
@@ -160,27 +160,27 @@ class PluginHandlers:
             request, lambda sink: self._manager.pull(remote, name=name, granted=granted, access=access, sink=sink)
         )
 
-    async def create(self, request: web.Request, _name: str) -> web.Response:
+    async def create(self, request: web.BaseRequest, _name: str) -> web.Response:
         """Make a plugin of an archive; its content type does not matter (REF 1.1)."""
         await self._manager.create(request.query.get("name", ""), chunks(request))
         return empty(204)
 
-    async def enable(self, request: web.Request, name: str) -> web.Response:
+    async def enable(self, request: web.BaseRequest, name: str) -> web.Response:
         """Start a plugin; ``timeout`` is mandatory (REF 3.6)."""
         await self._manager.enable(name, timeout=params.integer(request.query.get("timeout", "")))
         return empty()
 
-    async def disable(self, request: web.Request, name: str) -> web.Response:
+    async def disable(self, request: web.BaseRequest, name: str) -> web.Response:
         """Stop a plugin."""
         await self._manager.disable(name, force=params.boolean(request.query, "force"))
         return empty()
 
-    async def set(self, request: web.Request, name: str) -> web.Response:
+    async def set(self, request: web.BaseRequest, name: str) -> web.Response:
         """Change settings of a plugin."""
         await self._manager.set(name, string_list(await read_json(request)))
         return empty(204)
 
-    async def upgrade(self, request: web.Request, name: str) -> web.StreamResponse:
+    async def upgrade(self, request: web.BaseRequest, name: str) -> web.StreamResponse:
         """Replace a plugin's content by that of a remote."""
         granted = privilege_list(await read_json(request))
         remote = params.remote(request.query)
@@ -190,12 +190,12 @@ class PluginHandlers:
             request, lambda sink: self._manager.upgrade(name, remote, granted=granted, access=access, sink=sink)
         )
 
-    async def push(self, request: web.Request, name: str) -> web.StreamResponse:
+    async def push(self, request: web.BaseRequest, name: str) -> web.StreamResponse:
         """Send a plugin to the registry that its name says."""
         access = params.registry_access(request.headers)
         return await stream(request, lambda sink: self._manager.push(name, access=access, sink=sink))
 
-    async def remove(self, request: web.Request, name: str) -> web.Response:
+    async def remove(self, request: web.BaseRequest, name: str) -> web.Response:
         """Remove a plugin."""
         await self._manager.remove(name, force=params.boolean(request.query, "force"))
         return empty()

@@ -28,11 +28,11 @@ class NativeHandlers:
             Route("POST", "/pluginsvc/v1/gc", self.collect, versioned=False),
         ]
 
-    async def openapi(self, _request: web.Request, _name: str) -> web.Response:
+    async def openapi(self, _request: web.BaseRequest, _name: str) -> web.Response:
         """Describe all that is served."""
         return json_bytes(OPENAPI)
 
-    async def collect(self, request: web.Request, _name: str) -> web.Response:
+    async def collect(self, request: web.BaseRequest, _name: str) -> web.Response:
         """Remove blobs that nothing needs; with ``dry-run`` only say which."""
         report = await self._manager.collect(dry_run=boolean(request.query, "dry-run"))
         return json_reply({"Removed": [str(digest) for digest in report.removed], "Bytes": report.bytes})

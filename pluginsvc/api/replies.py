@@ -76,7 +76,7 @@ def error_reply(status: int, message: str, *, version: str = "") -> web.Response
     return json_reply(ErrorBody(message), status=status)
 
 
-def describe(error: Exception, request: web.Request) -> tuple[int, str, bool]:
+def describe(error: Exception, request: web.BaseRequest) -> tuple[int, str, bool]:
     """Return status and text of an error, and whether it is one of ours.
 
     What is not ours is a bug: its text could hold anything, so clients get only where to look.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-Handler = Callable[[web.Request, str], Awaitable[web.StreamResponse]]
+Handler = Callable[[web.BaseRequest, str], Awaitable[web.StreamResponse]]
 """Takes the request and the ``{name}`` of its path, empty where the path has none."""
 
 _PREFIX = re.compile(r"/v([0-9.]+)(/.*)", re.ASCII)

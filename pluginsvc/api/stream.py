@@ -16,7 +16,7 @@ WRITE_TIMEOUT = 300.0
 """Seconds a client may leave a line unread, with all buffers between us full, before it counts as gone."""
 
 
-def open_stream(request: web.Request, content_type: str) -> web.StreamResponse:
+def open_stream(request: web.BaseRequest, content_type: str) -> web.StreamResponse:
     """Return an answer of unknown length, not yet sent: chunked, or ended by closing for HTTP/1.0."""
     response = web.StreamResponse(headers={"Content-Type": content_type})
     if request.version < HttpVersion11:
@@ -24,7 +24,7 @@ def open_stream(request: web.Request, content_type: str) -> web.StreamResponse:
     return response
 
 
-async def stream(request: web.Request, work: Callable[[Sink], Awaitable[None]]) -> web.StreamResponse:
+async def stream(request: web.BaseRequest, work: Callable[[Sink], Awaitable[None]]) -> web.StreamResponse:
     """Run ``work`` and send its lines, each on its own, as they come.
 
     Until the first line an error is an ordinary HTTP error; afterwards it is the last line.
@@ -53,7 +53,7 @@ async def stream(request: web.Request, work: Callable[[Sink], Awaitable[None]]) 
 
 
 class _Lines:
-    def __init__(self, request: web.Request) -> None:
+    def __init__(self, request: web.BaseRequest) -> None:
         self._request = request
         self.response = open_stream(request, JSON)
         self.gone = False

@@ -103,7 +103,7 @@ class SystemHandlers:
             Route("POST", "/auth", self.login),
         ]
 
-    async def version(self, _request: web.Request, _name: str) -> web.Response:
+    async def version(self, _request: web.BaseRequest, _name: str) -> web.Response:
         """Tell versions; the CLI prints the components, docker-py reads ``ApiVersion``."""
         facts = self._facts
         common: dict[str, Any] = {
@@ -128,7 +128,7 @@ class SystemHandlers:
             | {"Components": [engine, own]}
         )
 
-    async def info(self, _request: web.Request, _name: str) -> web.Response:
+    async def info(self, _request: web.BaseRequest, _name: str) -> web.Response:
         """Tell about the host, the daemon and its registries."""
         facts = self._facts
         machine = await asyncio.to_thread(_machine)
@@ -161,7 +161,7 @@ class SystemHandlers:
             }
         )
 
-    async def disk_usage(self, _request: web.Request, _name: str) -> web.Response:
+    async def disk_usage(self, _request: web.BaseRequest, _name: str) -> web.Response:
         """Tell the size of what is stored, in the words that Docker has for it."""
         usage = await self._manager.disk_usage()
         nothing: list[object] = []
@@ -176,25 +176,25 @@ class SystemHandlers:
             }
         )
 
-    async def login(self, request: web.Request, _name: str) -> web.Response:
+    async def login(self, request: web.BaseRequest, _name: str) -> web.Response:
         """Check credentials with their registry: ``docker login``."""
         token = await self._manager.login(credentials(await read_json(request)))
         return json_reply({"IdentityToken": token, "Status": "Login Succeeded"})
 
 
-async def ping(request: web.Request, _name: str) -> web.Response:
+async def ping(request: web.BaseRequest, _name: str) -> web.Response:
     """Answer ``OK``; clients negotiate the version by the headers (REF 1.3)."""
     if request.method == "HEAD":
         return web.Response(headers=_PING_HEADERS | {"Content-Length": "0"})
     return web.Response(body=b"OK", headers=_PING_HEADERS)
 
 
-async def nothing(_request: web.Request, _name: str) -> web.Response:
+async def nothing(_request: web.BaseRequest, _name: str) -> web.Response:
     """Answer OPTIONS, whatever the path."""
     return empty()
 
 
-async def unsupported(request: web.Request, path: str) -> web.Response:
+async def unsupported(request: web.BaseRequest, path: str) -> web.Response:
     """Refuse what Docker has and this daemon has not."""
     raise UnsupportedByDaemon(request.method, path)
 

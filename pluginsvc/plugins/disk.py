@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -31,17 +32,21 @@ class Disk:
 
     Args:
         root: the daemon's ROOT.
+
+    Attributes:
+        logs: ``ROOT/logs``, with a directory for each plugin that was ever started; the runtime fills it.
     """
 
     def __init__(self, root: Path) -> None:
         self._plugins = root / "plugins"
         self._staging = root / "staging"
+        self.logs = root / "logs"
 
     async def open(self) -> None:
         """Make the directories that are missing, closed to all but root."""
 
         def work() -> None:
-            for path in (self._plugins, self._staging):
+            for path in (self._plugins, self._staging, self.logs):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
         await to_thread.run_sync(work)
@@ -89,6 +94,13 @@ class Disk:
             await to_thread.run_sync(work)
         except OSError as exc:
             raise DiskTrouble(f"move the rootfs of {plugin_id[:12]} into place", exc) from exc
+
+    async def retract(self, plugin_id: str, generation: int) -> None:
+        """Undo ``adopt``, and delete the plugin's directory if there is nothing else in it."""
+        target = self._plugins / plugin_id / f"gen-{generation}"
+        await self.discard(target)
+        with suppress(OSError):
+            await to_thread.run_sync(target.parent.rmdir)
 
     async def make_propagated(self, plugin_id: str) -> Path:
         """Make the propagated-mount directory and a shared mount of it onto itself; done already is fine."""
@@ -149,14 +161,14 @@ class Disk:
             _log.warning("disk.discard_failed", path=str(path), error=str(exc))
 
     async def sweep(self, generations: dict[str, int | None]) -> None:
-        """At start: delete staging, tombstones, unknown plugins and generations that no record names.
+        """At start: delete staging, tombstones, unknown plugins, their logs, and generations that no record names.
 
         Args:
             generations: plugin ID → the generation its record names; ``None`` spares the directory whole.
         """
 
         def doomed() -> list[Path]:
-            found = list(self._staging.iterdir())
+            found = [*self._staging.iterdir(), *(p for p in self.logs.iterdir() if p.name not in generations)]
             for path in self._plugins.iterdir():
                 if path.name not in generations:
                     found.append(path)
@@ -186,18 +198,23 @@ class Disk:
         await to_thread.run_sync(work)
 
     async def usage(self) -> int:
-        """Return the bytes that all plugins' directories take on the disk."""
+        """Return the bytes that all plugins' directories take on the disk, without what is mounted in them."""
 
         def work() -> int:
-            seen: set[tuple[int, int]] = set()
+            seen: set[int] = set()
             total = 0
-            for folder, _, files, fd in os.fwalk(self._plugins, follow_symlinks=False):
-                del folder
+            device = self._plugins.stat().st_dev
+            for _, folders, files, fd in os.fwalk(self._plugins, follow_symlinks=False):
+                if os.fstat(fd).st_dev != device:
+                    folders.clear()
+                    continue
                 for name in files:
-                    facts = os.stat(name, dir_fd=fd, follow_symlinks=False)
-                    if (facts.st_dev, facts.st_ino) not in seen:
-                        seen.add((facts.st_dev, facts.st_ino))
-                        total += facts.st_blocks * 512
+                    # a plugin may change its files, or be removed, while we look
+                    with suppress(FileNotFoundError):
+                        facts = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                        if facts.st_ino not in seen:
+                            seen.add(facts.st_ino)
+                            total += facts.st_blocks * 512
             return total
 
         return await to_thread.run_sync(work)

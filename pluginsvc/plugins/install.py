@@ -91,10 +91,8 @@ async def create(parts: Parts, job: Job, name: str, body: AsyncIterator[bytes]) 
             unsynced_boot=boot_id(),
         )
         with job.commit():
-            await parts.disk.adopt(staging, plugin_id, record.generation)
-            return await parts.save(
-                record, config, lifecycle("create", record, EngineView(actor=plugin_id, name=name)), release=lease
-            )
+            event = lifecycle("create", record, EngineView(actor=plugin_id, name=name))
+            return await parts.commit(staging, record, config, event, release=lease)
 
 
 async def install(
@@ -133,9 +131,9 @@ async def install(
             unsynced_boot=boot_id(),
         )
         with job.commit():
-            await parts.disk.adopt(staging, plugin_id, record.generation)
             view = EngineView(actor=remote.familiar, name=name)
-            return await parts.save(
+            return await parts.commit(
+                staging,
                 record,
                 resolved.config,
                 lifecycle("pull", record, view, attributes={"remote": str(remote)}),
@@ -173,10 +171,10 @@ async def upgrade(
             unsynced_boot=boot_id(),
         )
         with job.commit():
-            await parts.disk.adopt(staging, record.id, record.generation)
             view = EngineView(actor=remote.familiar, name=record.name)
             change = {"remote": str(remote), "before": str(old.manifest), "after": str(record.manifest)}
-            upgraded = await parts.save(
+            upgraded = await parts.commit(
+                staging,
                 record,
                 resolved.config,
                 lifecycle("pull", record, view, attributes={"remote": str(remote)}),
@@ -216,8 +214,7 @@ async def rebuild(parts: Parts, entry: Entry) -> Entry:
             for layer in manifest.layers:
                 await unpacker.apply(parts.store.path(layer.digest), layer, lambda _: None)
         record = msgspec.structs.replace(old, generation=old.generation + 1, unsynced_boot=boot_id())
-        await parts.disk.adopt(staging, record.id, record.generation)
-        rebuilt = await parts.save(record, entry.config)
+        rebuilt = await parts.commit(staging, record, entry.config)
     await parts.disk.discard(parts.disk.rootfs(old.id, old.generation).parent)
     return rebuilt
 

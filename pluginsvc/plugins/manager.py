@@ -249,6 +249,9 @@ class Manager:
         await self._clear_strays(frozenset(record.id for record in records if record.enabled))
         await self._parts.disk.sweep(generations)
         for record in records:
+            if not record.enabled:
+                # an enable may have ended between its propagated mount and its first file on RUN
+                await self._parts.disk.unmount(self._parts.disk.plugin(record.id))
             await self._load(record)
         wished = [entry.record.id for entry in self._parts.inventory if entry.record.enabled]
         return [self._supervisor.watch(plugin_id, await self._attach(plugin_id)) for plugin_id in wished]

@@ -6,7 +6,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
 
@@ -14,6 +14,7 @@ import anyio
 import structlog
 
 from pluginsvc.content.store import ContentStore
+from pluginsvc.errors import PluginsvcError
 from pluginsvc.model.digest import Digest
 from pluginsvc.model.event import EngineView, Event
 from pluginsvc.model.plugin import PluginConfig, PluginRecord
@@ -41,6 +42,7 @@ class Parts:
         gzip_level: for layers of created plugins, 0 (least) to 3.
         uploads: most uploads at once in one push.
         stop_grace: seconds from TERM to KILL.
+        unreleased: leases that should have ended.
     """
 
     database: Database
@@ -55,6 +57,7 @@ class Parts:
     gzip_level: int = 1
     uploads: int = 5
     stop_grace: float = 10.0
+    unreleased: set[str] = field(default_factory=set)
 
     async def save(
         self, record: PluginRecord, config: PluginConfig, *events: Event, release: str | None = None
@@ -80,6 +83,18 @@ class Parts:
         self.inventory.put(entry)
         return entry
 
+    async def commit(
+        self, staging: Path, record: PluginRecord, config: PluginConfig, *events: Event, release: str | None = None
+    ) -> Entry:
+        """Move a staged rootfs to where a new record says it is, and ``save`` that; undone whole on failure."""
+        try:
+            await self.disk.adopt(staging, record.id, record.generation)
+            return await self.save(record, config, *events, release=release)
+        except Exception:
+            # not on cancellation: the transaction may have been committed
+            await self.disk.retract(record.id, record.generation)
+            raise
+
     async def note(self, *events: Event) -> None:
         """Write events that change no record."""
 
@@ -94,13 +109,30 @@ class Parts:
         """Hold a lease inside the block; afterwards it is released, and what is garbage now is collected."""
         lease_id = uuid4().hex
         expires = time.time_ns() + _LEASE_SECONDS * 1_000_000_000
-        await self.database.write(lambda db: leases.create(db, lease_id, expires_ns=expires, purpose=purpose))
         try:
+            await self.database.write(lambda db: leases.create(db, lease_id, expires_ns=expires, purpose=purpose))
             yield lease_id
         finally:
             with anyio.CancelScope(shield=True):
-                await self.database.write(lambda db: leases.release(db, lease_id))
+                await self._release(lease_id)
             self.collect()
+
+    async def _release(self, lease_id: str) -> None:
+        """End a lease; one that cannot be ended, since the disk is full, is ended together with the next."""
+        self.unreleased.add(lease_id)
+        ended = list(self.unreleased)
+
+        def work(db: sqlite3.Connection) -> None:
+            for found in ended:
+                leases.release(db, found)
+
+        try:
+            await self.database.write(work)
+        except PluginsvcError as exc:
+            # what the block itself ended with is what the caller must hear of
+            _log.warning("lease.not_released", lease=lease_id, error=str(exc))
+        else:
+            self.unreleased.difference_update(ended)
 
     async def hold(self, lease_id: str, digest: Digest) -> None:
         """Put a digest under a lease, before it is looked up or written."""

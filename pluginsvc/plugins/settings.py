@@ -28,7 +28,7 @@ def apply_settings(config: PluginConfig, settings: PluginSettings, arguments: Se
         arguments: ``name[.field][=value]`` each.
 
     Raises:
-        InvalidSetting: wrong grammar, nothing by that name, or not settable.
+        InvalidSetting: wrong grammar, nothing by that name, not settable, or nothing that a program can be given.
     """
     for argument in arguments:
         settings = _apply(config, settings, argument)
@@ -36,6 +36,8 @@ def apply_settings(config: PluginConfig, settings: PluginSettings, arguments: Se
 
 
 def _apply(config: PluginConfig, settings: PluginSettings, argument: str) -> PluginSettings:
+    if "\0" in argument:
+        raise InvalidSetting(argument, "a setting cannot hold a NUL byte")
     left, _, value = argument.partition("=")
     name, dot, field = left.rpartition(".")
     if not dot:

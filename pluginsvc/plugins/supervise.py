@@ -14,6 +14,7 @@ import anyio.abc
 import structlog
 
 from pluginsvc.errors import InvalidParameter, PluginsvcError, first_leaf
+from pluginsvc.model.event import Event
 from pluginsvc.plugins.inventory import Entry
 from pluginsvc.plugins.parts import CLEANUP_SECONDS, Parts, lifecycle
 from pluginsvc.runtime.executor import Exit, Instance, Launch
@@ -83,18 +84,18 @@ class Supervisor:
             raise NoEntrypoint(record.name)
         if not config.interface.socket:
             raise NoSocket(record.name)
-        propagated: Path | None = None
-        if config.propagated_mount:
-            propagated = await self._parts.disk.make_propagated(record.id)
-        launch = Launch(
-            plugin_id=record.id,
-            name=record.name,
-            config=config,
-            settings=record.settings,
-            rootfs=self._parts.disk.rootfs(record.id, record.generation),
-            propagated=propagated,
-        )
         try:
+            propagated: Path | None = None
+            if config.propagated_mount:
+                propagated = await self._parts.disk.make_propagated(record.id)
+            launch = Launch(
+                plugin_id=record.id,
+                name=record.name,
+                config=config,
+                settings=record.settings,
+                rootfs=self._parts.disk.rootfs(record.id, record.generation),
+                propagated=propagated,
+            )
             instance = await self._parts.executor.start(launch)
             await instance.ready(config.interface.socket, max(MOBY_BUDGET, timeout))
         except BaseException:
@@ -190,10 +191,17 @@ class Supervisor:
             attributes["signal"] = str(status.signal)
         try:
             await self.clear(record.id)
-            await self._parts.note(lifecycle("exit", record, attributes=attributes))
+        except PluginsvcError as exc:
+            # the next start clears once more, and says so if it still cannot
+            _log.error("plugin.exit_not_cleared", plugin=record.id, error=str(exc))
+        await self._note(lifecycle("exit", record, attributes=attributes))
+
+    async def _note(self, event: Event) -> None:
+        try:
+            await self._parts.note(event)
         except PluginsvcError as exc:
             # a full disk must not end the supervision of anything
-            _log.error("plugin.exit_not_noted", plugin=record.id, error=str(exc))
+            _log.error("plugin.event_not_noted", plugin=event.plugin_id, action=event.action, error=str(exc))
 
     async def _try_start(self, entry: Entry, failures: int) -> Instance | None:
         record = entry.record
@@ -211,7 +219,7 @@ class Supervisor:
             )
             return None
         if failures:
-            await self._parts.note(lifecycle("restart", record, attributes={"failures": str(failures)}))
+            await self._note(lifecycle("restart", record, attributes={"failures": str(failures)}))
         _log.info("plugin.running", plugin=record.id, name=record.name)
         return instance
 

@@ -6,7 +6,7 @@ Part of the confined child: standard library, isal, zstd and errors only.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pluginsvc.rootfs.source import InvalidArchive
 
@@ -18,8 +18,7 @@ _MAX_EXTENTS = 1 << 16
 _PAIR = 24
 
 
-@dataclass(slots=True)
-class PaxSparse:
+class PaxSparse(NamedTuple):
     """What a pax header says about a sparse file; ``inline``: the map stands before the data (format 1.0)."""
 
     extents: Extents

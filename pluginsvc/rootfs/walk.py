@@ -44,19 +44,23 @@ class Walk:
                 break
             same += 1
         self._cut(same)
-        for name in wanted[same:]:
-            try:
-                fd = os.open(name, WALK, dir_fd=self._fds[-1])
-            except FileNotFoundError:
-                if missing is None:
-                    return None
-                missing(self._fds[-1], b"/".join([*self._names, name]))
-                fd = os.open(name, WALK, dir_fd=self._fds[-1])
-            except NotADirectoryError as exc:
-                what = b"/".join([*self._names, name])
-                raise InvalidArchive(f"{printable(what)} is not a directory, so nothing can be below it") from exc
-            self._fds.append(fd)
-            self._names.append(name)
+        try:
+            for name in wanted[same:]:
+                self._names.append(name)
+                try:
+                    fd = os.open(name, WALK, dir_fd=self._fds[-1])
+                except FileNotFoundError:
+                    if missing is None:
+                        return None
+                    missing(self._fds[-1], b"/".join(self._names))
+                    fd = os.open(name, WALK, dir_fd=self._fds[-1])
+                self._fds.append(fd)
+        except NotADirectoryError as exc:
+            what = printable(b"/".join(self._names))
+            raise InvalidArchive(f"{what} is not a directory, so nothing can be below it") from exc
+        finally:
+            # as far as we came
+            del self._names[len(self._fds) - 1 :]
             self.path = b"/".join(self._names)
         return self._fds[-1]
 

@@ -119,7 +119,7 @@ def _ingest(tree: Tree, body: int, layer: int, config: int, *, limit: int) -> di
             found["rootfs"] = True
             if not rest and entry.kind != DIRECTORY:
                 raise InvalidArchive("rootfs is not a directory", entry=entry.name, offset=entry.offset)
-            _strip(entry, rest)
+            entry = _stripped(entry, rest)  # noqa: PLW2901 - from here on only the one in the layer counts
             writer.entry(entry)
             tree.place(entry, both)
             if entry.kind == FILE:
@@ -133,14 +133,13 @@ def _ingest(tree: Tree, body: int, layer: int, config: int, *, limit: int) -> di
     return found
 
 
-def _strip(entry: Entry, rest: bytes) -> None:
-    """Take ``rootfs/`` off the name and a hard link's target."""
+def _stripped(entry: Entry, rest: bytes) -> Entry:
+    """Return the entry with ``rootfs/`` taken off its name and a hard link's target."""
     if b"/" + WHITEOUT in b"/" + rest:
         reason = f"names that start with {WHITEOUT.decode()} stand for deletions in a layer; rename it"
         raise InvalidArchive(reason, entry=entry.name, offset=entry.offset)
-    entry.name = rest
-    if entry.kind == LINK:
-        entry.link = entry.link.removeprefix(_ROOTFS + b"/")
+    link = entry.link.removeprefix(_ROOTFS + b"/") if entry.kind == LINK else entry.link
+    return entry._replace(name=rest, link=link)
 
 
 def _config(entry: Entry, reader: Reader, config: int, limit: int) -> int:

@@ -105,8 +105,10 @@ class Forwarder:
         self._wake = anyio.Event()
 
     def follow(self, place: Place, since: Mark) -> None:
-        """Pass on what a plugin prints from ``since`` on; until ``release``."""
+        """Pass on what a plugin prints from ``since`` on, until ``release``; followed already is fine."""
         plugin_id = place.plugin_id
+        if plugin_id in self._followed:
+            return
         self._followed[plugin_id] = Followed(place, since, size=self._size, count=self._count)
         self._watches.add(place.logs, Mask.MODIFY | Mask.ONESHOT, lambda _: self._look_soon(plugin_id))
         self._look_soon(plugin_id)

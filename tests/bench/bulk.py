@@ -5,7 +5,7 @@ from pathlib import Path
 from tests.bench import floors, probes, wire, workload
 from tests.bench.rows import FLOOR, Goal, Row, Work, in_turn
 from tests.bench.sides import NotDoneError, Side
-from tests.bench.stage import MB, Stage
+from tests.bench.stage import MB, MIB, Stage
 
 _LAYER_MEMORY = 170
 
@@ -36,7 +36,7 @@ def _create(stage: Stage) -> None:
     with archive.open("wb") as file:
         entries = workload.write_tree(workload.Tree("rootfs/tree", stage.size.entries, stage.size.size), file)
     row = Row("create", "s", Goal(peer=10, floor=1.5, memory_only=True))
-    row.note = f"{archive.stat().st_size / MB:.0f} MiB tar, {entries} entries; produced: the layer's blob"
+    row.note = f"{archive.stat().st_size / MIB:.0f} MiB tar, {entries} entries; produced: the layer's blob"
 
     def of(side: Side) -> Work:
         def work(number: int) -> probes.Figure:
@@ -45,7 +45,7 @@ def _create(stage: Stage) -> None:
             before = _bytes(side)
             cost = probes.cost(lambda: side.engine.create(name, body), side.roots)
             produced = _bytes(side) - before
-            side.check_entries(side.engine.inspect(name)["Id"], entries - 1 + 1)  # rootfs itself off, the salt on
+            side.check_entries(side.engine.inspect(name)["Id"], entries)  # without rootfs itself, with the salt
             side.forget(name)
             return cost.figure(produced=produced)
 
@@ -64,7 +64,7 @@ def _install(stage: Stage, row: Row, published: workload.Published) -> None:
     packed = sum(layer.size for layer in published.layers)
     entries = sum(layer.entries for layer in published.layers)
     digests = [layer.digest for layer in published.layers]
-    row.note = f"{packed / MB:.0f} MiB gzip, {entries} entries; privileges and pull; produced: bytes fetched"
+    row.note = f"{packed / MIB:.0f} MiB gzip, {entries} entries; privileges and pull; produced: bytes fetched"
 
     def of(side: Side) -> Work:
         def work(number: int) -> probes.Figure:
@@ -100,7 +100,7 @@ def _peaks(stage: Stage, install: Row) -> None:
 def _push(stage: Stage) -> None:
     archive = stage.top / "push.tar"
     workload.noise(archive, stage.size.push, "rootfs/noise")
-    row = Row("push", "s", Goal(peer=1, floor=1.3), note=f"{stage.size.push / MB:.0f} MiB; produced: bytes stored")
+    row = Row("push", "s", Goal(peer=1, floor=1.3), note=f"{stage.size.push / MB:.0f} MB; produced: bytes stored")
     repository = {side.name: f"push-{side.name}" for side in stage.sides}
     name = {side.name: f"{stage.registry.host}/{repository[side.name]}:latest" for side in stage.sides}
     for side in stage.sides:
@@ -119,7 +119,10 @@ def _push(stage: Stage) -> None:
 
     def floor(_: int) -> probes.Figure:
         blob = _largest(stage.ours)
-        put = lambda: wire.put_blob(stage.registry.host, "push-floor", f"sha256:{blob.name}", blob)  # noqa: E731
+
+        def put() -> None:
+            wire.put_blob(stage.registry.host, "push-floor", f"sha256:{blob.name}", blob)
+
         found = probes.own_cost(put)
         stage.unpush("push-floor")
         return probes.Figure(found.value, found.cpu, produced=blob.stat().st_size)
@@ -132,8 +135,8 @@ def _push(stage: Stage) -> None:
 
 
 def _bytes(side: Side) -> int:
-    return sum(path.stat().st_size for path in side.blob_folder().iterdir())
+    return sum(path.stat().st_size for path in side.blob_folder().glob("*"))
 
 
 def _largest(side: Side) -> Path:
-    return max(side.blob_folder().iterdir(), key=lambda path: path.stat().st_size)
+    return max(side.blob_folder().glob("*"), key=lambda path: path.stat().st_size)

@@ -2,38 +2,54 @@
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from tests.bench import bare, floors, load, probes, wire, workload
 from tests.bench.rows import FLOOR, Goal, Row, Work, in_turn
-from tests.bench.sides import Side
+from tests.bench.sides import NotDoneError, Peer, Side
 from tests.bench.stage import MB, Stage, tiny
 from tests.support import parts, procs, sample
 
-_IDLE_AFTER = 1.0
+_IDLE_AFTER = 0.5
 """Seconds after its first answer at which a daemon counts as idle."""
 _IDLE_MEMORY = 80
 
 
-def starts(stage: Stage, known: int) -> None:
-    """Measure stop and start with so many plugins known, and the memory of a daemon that has nothing to do."""
-    goal = Goal(peer=1) if known else Goal()
-    start = stage.row(Row(f"start to answering, {known} plugins known", "s", goal))
-    start.note = "dockerd's containerd is up already"
+def idle(stage: Stage) -> None:
+    """Measure the memory of daemons that have done nothing yet."""
+    row = stage.row(Row("memory idle, nothing done yet", "MB", Goal(limit=_IDLE_MEMORY)))
+    row.note = "PSS; dockerd with containerd"
+    time.sleep(_IDLE_AFTER)
+    works = {side.name: _memory(side) for side in stage.sides}
+    in_turn(row, stage.size.rounds, stage.top, works)
+
+
+def starts(stage: Stage) -> None:
+    """Measure a start with many plugins known, and the memory of a daemon that knows them and does nothing."""
+    known = stage.size.known
+    start = stage.row(Row(f"start to answering, {known} plugins known", "s", Goal(peer=1)))
+    start.note = "until GET /_ping is answered; dockerd with containerd, without which it does not start"
+    alone = stage.row(Row(f"start to answering, {known} plugins known, containerd up already", "s"))
     memory = stage.row(Row(f"memory idle, {known} plugins known", "MB", Goal(limit=_IDLE_MEMORY)))
-    memory.note = f"PSS {_IDLE_AFTER:g} s after the start, dockerd with containerd"
+    memory.note = f"PSS {_IDLE_AFTER:g} s after the start; dockerd with containerd"
 
     def of(side: Side) -> Work:
-        def work(_: int) -> probes.Figure:
+        def work(number: int) -> probes.Figure:
             seconds = side.restart()
+            alone.add(side.name, probes.Figure(side.alone if isinstance(side, Peer) else seconds))
             time.sleep(_IDLE_AFTER)
-            memory.add(side.name, probes.Figure(probes.pss(side.roots()) / MB))
+            memory.add(side.name, _memory(side)(number))
             if (found := len(side.engine.plugins())) != known:
-                raise RuntimeError(f"{side.name} knows {found} plugins instead of {known}")
+                raise NotDoneError(f"{side.name} knows {found} plugins instead of {known}")
             return probes.Figure(seconds)
 
         return work
 
     in_turn(start, stage.size.rounds, stage.top, {side.name: of(side) for side in stage.sides})
+
+
+def _memory(side: Side) -> Work:
+    return lambda _: probes.Figure(probes.pss(side.roots()) / MB)
 
 
 def enable(stage: Stage) -> None:
@@ -163,6 +179,10 @@ def events(stage: Stage) -> None:
 def populate(stage: Stage, upto: int) -> None:
     """Make plugins on both sides until there are `upto`."""
     stage.tell(f"making {upto} plugins on each side")
-    for side in stage.sides:
+
+    def fill(side: Side) -> None:
         for number in range(len(side.engine.plugins()), upto):
             side.engine.create(f"bench/known-{number:03}:latest", tiny(f"{side.name} known {number}"))
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(fill, stage.sides))

@@ -172,13 +172,13 @@ async def _fan_out(
 ) -> probes.Figure:
     loop = asyncio.get_running_loop()
     readers: list[_Reader] = []
-    await asyncio.sleep(_PUBLISHED)
+    await asyncio.sleep(_PUBLISHED if count else 0)
     try:
         for _ in range(count):
             _, reader = await loop.create_unix_connection(partial(_Reader, expected), str(socket))
             readers.append(reader)
         await asyncio.gather(*(asyncio.wait_for(reader.started.wait(), 20) for reader in readers))
-        await asyncio.sleep(_SUBSCRIBED)
+        await asyncio.sleep(_SUBSCRIBED if readers else 0)
         cpu, began = probes.process_seconds(roots()), time.perf_counter()
         await asyncio.to_thread(burst)
         with contextlib.suppress(TimeoutError):  # the counts below say what is missing

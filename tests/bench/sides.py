@@ -59,6 +59,9 @@ class Side:
         """Stop the daemon and start it again; return the seconds until it answered."""
         words = _command(self._proc.pid)
         self._proc.end(grace=60)
+        return self._start(words)
+
+    def _start(self, words: Sequence[str]) -> float:
         began = time.perf_counter()
         self._proc = procs.start(words, log=self._proc.log, env=parts.env())
         self._wait(lambda: wire.pings(self.engine.socket), began)
@@ -131,16 +134,15 @@ class Peer(Side):
 
     def restart(self) -> float:
         """Stop both and start both again; return the seconds until dockerd answered."""
-        words = _command(self._containerd.pid)
-        address = Path(words[words.index("--address") + 1])
-        self._proc.signal(signal.SIGTERM)
-        self._proc.wait(timeout=60)
+        words, below = _command(self._proc.pid), _command(self._containerd.pid)
+        self._proc.end(grace=60)
         self._containerd.end()
         began = time.perf_counter()
-        self._containerd = procs.start(words, log=self._containerd.log, env=parts.env())
+        self._containerd = procs.start(below, log=self._containerd.log, env=parts.env())
+        address = Path(below[below.index("--address") + 1])
         self._wait(lambda: procs.accepts(address), began)
         ready = time.perf_counter() - began
-        self.alone = super().restart()
+        self.alone = self._start(words)
         return ready + self.alone
 
     def end(self) -> None:

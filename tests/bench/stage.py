@@ -13,7 +13,8 @@ from tests.bench.rows import Row
 from tests.bench.sides import Peer, Pluginsvc, Side
 from tests.support.registry import Registry
 
-MB = 1024 * 1024
+MIB = 1024 * 1024
+MB = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class Size:
 
 
 _LAYERS = (150, 160, 170, 180, 190, 210, 230, 250)
-FULL = Size(14_400, 409 * MB, tuple(n * MB for n in _LAYERS), 160 * MB, rounds=3, starts=5, seconds=3.0, pairs=100)
-QUICK = Size(1_800, 51 * MB, tuple(n * MB // 20 for n in _LAYERS), 20 * MB, rounds=3, starts=2, seconds=0.5, pairs=25)
+FULL = Size(14_400, 409 * MIB, tuple(n * MIB for n in _LAYERS), 160 * MB, rounds=3, starts=5, seconds=3.0, pairs=100)
+QUICK = Size(1_800, 51 * MIB, tuple(n * MIB // 20 for n in _LAYERS), 20 * MB, rounds=3, starts=1, seconds=0.3, pairs=6)
 
 
 @dataclass

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import random
+import stat
 import sysconfig
 import tarfile
 import zlib
@@ -75,9 +76,11 @@ def _pool() -> tuple[list[tuple[Path, str]], list[tuple[Path, str]]]:
         for base, inner, names in os.walk(folder):
             inner[:] = sorted(name for name in inner if name != "__pycache__")
             for path in (Path(base, name) for name in sorted(names) if name.endswith(_WANTED_SUFFIXES)):
-                size = path.lstat().st_size
-                if path.is_file() and not path.is_symlink() and 0 < size <= _LARGEST:
-                    (large if size >= 32 * 1024 else small).append((path, f"{number}/{path.relative_to(folder)}"))
+                found = path.lstat()
+                if stat.S_ISREG(found.st_mode) and 0 < found.st_size <= _LARGEST:
+                    (large if found.st_size >= 32 * 1024 else small).append(
+                        (path, f"{number}/{path.relative_to(folder)}")
+                    )
     if not small or not large:
         raise RuntimeError(f"no files to make trees of in {sorted(folders)}")
     return small, large

@@ -114,6 +114,37 @@ async def test_a_client_that_reads_nothing_is_dropped(tmp_path: Path, monkeypatc
         writer.close()
 
 
+async def test_lines_for_a_client_that_is_gone_are_dropped(tmp_path: Path) -> None:
+    """A job that has committed goes on without its client: its lines fail nowhere."""
+    said, gone = anyio.Event(), anyio.Event()
+
+    class Committed(MemoryManager):
+        async def push(self, name: str, *, sink: stream.Sink, **_: Any) -> None:
+            self.job = asyncio.create_task(self.work(sink))
+            try:
+                await asyncio.shield(self.job)
+            except asyncio.CancelledError:
+                gone.set()
+                raise
+
+        async def work(self, sink: stream.Sink) -> int:
+            await sink(Line(status="before"))
+            said.set()
+            await gone.wait()
+            for _ in range(3):
+                await sink(Line(status="after"))
+            return 3
+
+    memory = Committed()
+    async with _serving(memory, tmp_path / "s") as engine, engine.session() as session:
+        response = await session.post("/plugins/x/push")
+        await said.wait()
+        response.close()
+        with anyio.fail_after(5):
+            await gone.wait()
+            assert await memory.job == 3
+
+
 class Reader(MemoryManager):
     """Notes how the body of `create` ended."""
 
@@ -195,6 +226,21 @@ async def test_a_large_body_is_streamed(tmp_path: Path) -> None:
         status, _ = await engine.call("POST", "/plugins/create?name=x", data=body(), headers=headers)
     assert status == 204
     assert memory.outcome == 64 * 1024 * 1024
+
+
+async def test_expect_continue(tmp_path: Path) -> None:
+    """A client that asks before it sends its body is told to go on, and not when it is refused before."""
+    head = b" HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n"
+    async with _serving(Reader(), tmp_path / "s") as engine:
+        reader, writer = await asyncio.open_unix_connection(str(engine.socket))
+        writer.write(b"POST /plugins/create?name=x" + head)
+        async with asyncio.timeout(5):
+            assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+            writer.write(b"abc")
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204 ")
+            writer.write(b"POST /nope" + head)
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 404 ")
+        writer.close()
 
 
 async def test_json_bodies_are_bounded(engine: Engine) -> None:

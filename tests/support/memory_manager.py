@@ -7,9 +7,7 @@ import io
 import json
 import secrets
 import tarfile
-import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,12 +21,12 @@ from pluginsvc.errors import Conflict, InvalidParameter, NotFound, Unauthorized
 from pluginsvc.model.auth import Credentials, RegistryAccess
 from pluginsvc.model.config import parse_config
 from pluginsvc.model.digest import Digest
-from pluginsvc.model.event import EngineView, Event
 from pluginsvc.model.filters import InvalidFilter
 from pluginsvc.model.plugin import Plugin, PluginConfig, PluginSettings
 from pluginsvc.model.privilege import Privilege, check_privileges, required_privileges
 from pluginsvc.model.progress import Aux, Line, ProgressDetail
 from pluginsvc.model.reference import InvalidReference, Reference
+from tests.support.memory_events import MemoryEvents
 
 
 class PluginNotFoundError(NotFound):
@@ -57,47 +55,6 @@ class LoginRefusedError(Unauthorized):
 class Report:
     removed: list[Digest]
     bytes: int
-
-
-class MemoryEvents:
-    """A journal and a bus in one list."""
-
-    def __init__(self) -> None:
-        self.journal: list[Event] = []
-        self._more = anyio.Event()
-
-    def publish(self, action: str, actor: str, name: str) -> None:
-        now = time.time_ns()
-        view = EngineView(actor=actor, name=name)
-        seq = len(self.journal) + 1
-        event = Event(action=action, plugin_id=actor, plugin_name=name, engine=view, seq=seq, time_ns=now)
-        self.journal.append(event)
-        self._more.set()
-        self._more = anyio.Event()
-
-    @asynccontextmanager
-    async def follow(
-        self, *, since_ns: int | None = None, until_ns: int | None = None, wanted: Callable[[Event], bool]
-    ) -> AsyncIterator[AsyncIterator[Event]]:
-        replay = since_ns is not None or until_ns is not None
-        async with aclosing(self._events(0 if replay else len(self.journal), since_ns, until_ns, wanted)) as events:
-            yield events
-
-    async def _events(
-        self, at: int, since_ns: int | None, until_ns: int | None, wanted: Callable[[Event], bool]
-    ) -> AsyncIterator[Event]:
-        while True:
-            more = self._more
-            for event in self.journal[at:]:
-                inside = (since_ns or 0) <= event.time_ns and (until_ns is None or event.time_ns <= until_ns)
-                if inside and wanted(event):
-                    yield event
-            at = len(self.journal)
-            left = 1e9 if until_ns is None else (until_ns - time.time_ns()) / 1e9
-            with anyio.move_on_after(max(0.0, left)) as limit:
-                await more.wait()
-            if limit.cancelled_caught:
-                return
 
 
 def _config_of(data: bytes) -> PluginConfig:
@@ -162,8 +119,8 @@ class MemoryManager:
             if key == "enabled" and (len(values) != 1 or values[0] not in {"true", "false", "1", "0"}):
                 raise InvalidFilter(f"enabled=[{' '.join(values)}]")
         found = sorted(self.plugins.values(), key=lambda plugin: plugin.name)
-        if values := filters.get("enabled"):
-            found = [plugin for plugin in found if plugin.enabled == (values[0] in {"true", "1"})]
+        if state := filters.get("enabled"):
+            found = [plugin for plugin in found if plugin.enabled == (state[0] in {"true", "1"})]
         if wanted := filters.get("capability"):
             found = [
                 plugin

@@ -4,9 +4,10 @@ Nothing it does reaches the machine: it sees no disk, no network and no kernel s
 below one made for it, and it dies with the test. On the machine's own root it would empty /tmp.
 """
 
+import contextlib
 import os
-import re
 import shutil
+import signal
 import subprocess
 import time
 import uuid
@@ -48,11 +49,11 @@ ln -s pts/ptmx dev/ptmx
 ln -s /proc/self/fd dev/fd
 # as on every machine with systemd, or mounts would not spread even where nothing else keeps them from it
 mount --make-rshared .
+# PID 1 loads kernel modules and sets the clock when it may
 exec unshare --cgroup sh -c '
     mount -t cgroup2 cgroup2 sys/fs/cgroup
-    # PID 1 loads modules and sets the clock, and both are the machine'"'"'s
-    exec env -i container=oci setpriv --bounding-set=-sys_module,-sys_time chroot . /usr/lib/systemd/systemd \
-        --system --unit=basic.target --log-target=console --show-status=false
+    exec setpriv --bounding-set=-sys_module,-sys_time chroot . env -i container=oci /usr/lib/systemd/systemd \
+        --system --unit=basic.target --log-target=auto --show-status=false
 '
 """
 
@@ -129,12 +130,10 @@ class Booted:
         """Return the names of the processes that live, by the process IDs they have inside."""
         found = {}
         for file in (self.root / "proc").glob("[0-9]*/stat"):
-            try:
-                name, rest = re.fullmatch(r"\d+ \((.*)\) (\S).*\n", file.read_text(), re.DOTALL).groups()  # type: ignore[union-attr]
-            except OSError:
-                continue
-            if rest not in "ZX":
-                found[int(file.parent.name)] = name
+            with contextlib.suppress(OSError):  # it has just ended
+                before, _, after = file.read_text().rpartition(") ")
+                if after[0] not in "ZX":
+                    found[int(file.parent.name)] = before.partition(" (")[2]
         return found
 
     def mounts(self) -> list[str]:
@@ -143,7 +142,7 @@ class Booted:
 
     def _answers(self) -> bool:
         # before this PID 1 has a root of its own, `systemctl` would ask the machine's
-        if Path(f"/proc/{self.pid}/comm").read_text() != "systemd\n":
+        if self.processes().get(1) != "systemd":
             return False
         return self.run("systemctl", "is-active", "basic.target", check=False) == "active\n"
 
@@ -163,19 +162,23 @@ def booted(top: Path, fill: Callable[[Path], None]) -> Iterator[Booted]:
     (laid / "etc/machine-id").write_text(f"{uuid.uuid4().hex}\n")
     fill(laid)
     (top / "disk").mkdir()
+    (top / "boot").write_text(_BOOT)
     with _cgroup() as cgroup:
         words = ["setpriv", "--pdeathsig=KILL", "unshare", "--mount", "--pid", "--uts", "--ipc", "--net"]
-        words += ["--fork", "--kill-child", "sh", "-c", _BOOT, "boot"]
-        proc = procs.start([*words, top, cgroup, parts.PROJECT], log=top / "console")
+        words += ["--fork", "--kill-child", "sh"]
+        proc = procs.start([*words, top / "boot", top, cgroup, parts.PROJECT], log=top / "console")
+        children = Path(f"/proc/{proc.pid}/task/{proc.pid}/children")
         try:
-            children = Path(f"/proc/{proc.pid}/task/{proc.pid}/children")
             proc.wait_until(lambda: children.read_text() != "")
             system = Booted(proc, int(children.read_text()))
             proc.wait_until(system._answers)
             yield system
         finally:
             # with PID 1 goes all that it has started
-            proc.end(grace=0)
+            with contextlib.suppress(OSError):  # it has ended
+                for child in children.read_text().split():
+                    os.kill(int(child), signal.SIGKILL)
+            proc.end()
 
 
 def _cgroup_root() -> Path | None:

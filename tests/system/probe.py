@@ -88,6 +88,12 @@ class Bench:
             mine.chmod(0o755)
         return mine
 
+    async def clear(self) -> None:
+        """Clear away all plugins of this bench."""
+        executor = self.executor()
+        for plugin_id in await executor.instances():
+            await executor.cleanup(plugin_id)
+
     def leftovers(self) -> list[str]:
         """Return whatever the plugins of this bench have left: files on RUN, processes, cgroups, mounts."""
         found = [str(path) for path in self.run.rglob("*") if path not in {self.run / name for name in _PLACES}]

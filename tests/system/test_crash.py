@@ -165,6 +165,13 @@ def _chosen(steps: list[str]) -> list[str]:
     return [wanted[i * (len(wanted) - 1) // (LIVES - 1)] for i in range(LIVES)]
 
 
+def eventually(answers: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not answers():
+        assert time.monotonic() < deadline
+        time.sleep(procs.POLL)
+
+
 def _interrupted(world: World, operation: Operation) -> Answer | None:
     """Do the operation; return its answer, None when the daemon died before there was one."""
     world.daemon.arm()
@@ -182,7 +189,8 @@ def _live_again(world: World, at: str) -> None:
     world.daemon.kill()
     world.daemon.at = at
     world.daemon.start()
-    assert remains.workers(old) == []
+    # one that was just being started notices as soon as it runs
+    eventually(lambda: remains.workers(old) == [])
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -261,8 +269,6 @@ def test_killed_while_it_recovers(world: World) -> None:
         if not at:
             deaths += _chosen(world.daemon.steps())
         _live_again(world, "")
-        deadline = time.monotonic() + 10
-        while not remains.names(world.daemon.run / "runtime"):
-            assert time.monotonic() < deadline, "the wished plugin was not started"
+        eventually(lambda: len(remains.names(world.daemon.run / "runtime")) == 1)
         remains.check(world.daemon)
         assert _enabled(world.plugin())

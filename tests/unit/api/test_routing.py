@@ -8,11 +8,11 @@ from aiohttp import web
 from pluginsvc.api.routing import Route, Router
 
 
-async def _handler(_request: web.Request, _name: str) -> web.Response:
+async def _handler(_request: web.BaseRequest, _name: str) -> web.Response:
     return web.Response()
 
 
-async def _other(_request: web.Request, _name: str) -> web.Response:
+async def _other(_request: web.BaseRequest, _name: str) -> web.Response:
     return web.Response()
 
 

@@ -107,7 +107,9 @@ async def test_what_the_child_can_reach(tmp_path: Path) -> None:
                 assert {"nosuid", "nodev", "noexec"} <= set(mount.split()[5].split(","))
                 directories = [fd for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_dir()]
                 assert directories
-                assert all(fd.samefile(staging) for fd in directories)
+                # none was opened in another mount namespace: from there `..` would lead out
+                infos = [Path(f"/proc/{pid}/fdinfo/{fd.name}").read_text().split() for fd in directories]
+                assert {info[info.index("mnt_id:") + 1] for info in infos} == {mount.split()[0]}
                 limits = Path(f"/proc/{pid}/limits").read_text()
                 assert f"Max address space         {confine.MAX_MEMORY}" in limits
                 assert "Max core file size        0 " in limits

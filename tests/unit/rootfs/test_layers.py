@@ -126,6 +126,27 @@ async def test_directory_times(confinement: Confinement, tmp_path: Path) -> None
     assert [(root / name).stat().st_mtime for name in "ab"] == [0o12, 0o14]
 
 
+async def test_a_directory_that_comes_back(confinement: Confinement, tmp_path: Path) -> None:
+    """A directory that was deleted and comes back unmentioned does not get the time of the deleted one."""
+    root = await pull(
+        confinement,
+        tmp_path,
+        directory(b"a", mtime=b"00000000012\0") + END,
+        member(b".wh.a") + END,
+        member(b"a/f") + END,
+    )
+    assert (root / "a").stat().st_mtime > 1e9
+
+
+async def test_deepest_path(confinement: Confinement, tmp_path: Path) -> None:
+    """A path as long as can be is made, has its time set, can be linked to and can be deleted."""
+    deep = b"/".join([b"d"] * 2000)
+    layer = pax([(b"path", deep)]) + directory(b"x") + pax([(b"path", deep + b"/f")]) + member(b"x") + member(b"other")
+    layer += pax([(b"linkpath", deep + b"/f")]) + member(b"link", kind=b"1")
+    root = await pull(confinement, tmp_path, layer + END, member(b".wh.d") + END)
+    assert names(root) == {"other", "link"}
+
+
 async def test_set_id_and_capabilities(confinement: Confinement, tmp_path: Path) -> None:
     """Set-id bits survive the change of owner, file capabilities survive both, though mounts are nosuid in there."""
     capability = struct.pack("<IIIII", 0x02000001, 1 << 10, 0, 0, 0)

@@ -1,0 +1,278 @@
+"""The unit and the socket on a real systemd, booted as PID 1 on an overlay of this machine's root (design §2, §3)."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import parts, systemd
+from tests.support.daemon import PROGRAM
+from tests.support.docker_cli import DockerCLI, docker_clis
+from tests.support.systemd import Booted
+
+UNITS = parts.PROJECT / "systemd"
+SERVICE, SOCKET = "pluginsvc.service", "pluginsvc.socket"
+SETTINGS = "etc/pluginsvc/pluginsvc.toml"
+
+# systemd.exec(5): what gives a unit a mount namespace of its own, some of it with certain values only. None is wanted.
+OWN_MOUNTS = re.compile(
+    "Private.+|Protect.+|.+Paths|(ReadOnly|ReadWrite|Inaccessible|Extension)Directories|(Mount|Extension)Images|"
+    "Root(Directory|Image|Hash|Verity).*|Mount(Flags|APIVFS)|TemporaryFileSystem|ProcSubset|DynamicUser|LogNamespace|"
+    ".+NamespacePath|JoinsNamespaceOf"
+)
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """An enabled plugin of the booted system."""
+
+    system: Booted
+    name: str
+    plugin_id: str
+
+    @property
+    def pid(self) -> int:
+        """Its process, 0 if it does not run."""
+        try:
+            pid = int((self.system.root / "run/pluginsvc/instances" / self.plugin_id / "pid").read_text())
+        except (FileNotFoundError, ValueError):
+            return 0
+        return pid if pid in self.system.processes() else 0
+
+    def kill(self) -> None:
+        """Kill its process, wherever the daemon is."""
+        pid = self.pid
+        assert pid  # 0 would be our own process group
+        self.system.run("sh", "-c", f"kill -s KILL {pid}")
+        self.system.proc.wait_until(lambda: self.pid != pid)
+
+    def call(self, method: str, **arguments: str) -> dict[str, Any]:
+        """Call a method of the plugin over its socket."""
+        folder = os.open(self.system.root / "run/pluginsvc/plugins" / self.plugin_id, os.O_PATH)
+        connection = http.client.HTTPConnection("plugin", timeout=10)
+        with socket.socket(socket.AF_UNIX) as connection.sock:
+            connection.sock.settimeout(10)
+            try:
+                connection.sock.connect(f"/proc/self/fd/{folder}/sample.sock")
+            finally:
+                os.close(folder)
+            connection.request("POST", f"/{method}", json.dumps(arguments))
+            answer: dict[str, Any] = json.loads(connection.getresponse().read())
+        assert not answer.get("Err"), answer
+        return answer
+
+
+def lay(root: Path) -> None:
+    """Put the project onto a root: its units, its configuration as shipped, and this checkout's daemon."""
+    for unit in (SERVICE, SOCKET):
+        shutil.copy(UNITS / unit, root / "usr/lib/systemd/system")
+    (root / SETTINGS).parent.mkdir()
+    shutil.copy(parts.PROJECT / "config/pluginsvc.toml", root / SETTINGS)
+    program = root / "usr/bin/pluginsvc"
+    program.write_text(f'#!/bin/sh\nexec {PROGRAM} "$@"\n')
+    program.chmod(0o755)
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
+    """Boot once for all tests."""
+    if why := systemd.cannot_boot():
+        pytest.skip(why)
+    with systemd.booted(tmp_path_factory.mktemp("systemd"), lay) as found:
+        yield found
+
+
+@pytest.fixture
+def system(machine: Booted) -> Iterator[Booted]:
+    """Give the booted system with the service started; what the service said is shown when the test fails."""
+    machine.run("systemctl", "start", SERVICE)
+    # many tests restart it, and five starts in a minute are all that the unit allows
+    machine.run("systemctl", "reset-failed", SERVICE, SOCKET)
+    began = int(time.time())
+    yield machine
+    print(machine.run("journalctl", f"--since=@{began}", "--output=short-monotonic", check=False))
+
+
+@pytest.fixture
+def docker(machine: Booted, tmp_path: Path) -> Callable[..., str]:
+    """Give a function that runs the docker CLI against the booted daemon and returns what it prints."""
+    cli = DockerCLI(docker_clis()[-1], f"unix://{machine.root}/run/pluginsvc/pluginsvc.sock", tmp_path)
+
+    def run(*words: str) -> str:
+        return cli.run(*words, check=True).stdout.strip()
+
+    return run
+
+
+@pytest.fixture
+def plugin(system: Booted, docker: Callable[..., str], folder: Callable[..., Path]) -> Iterator[Plugin]:
+    """Create and enable a plugin, and remove it after the test."""
+    docker("plugin", "create", "p", str(folder()))
+    docker("plugin", "enable", "p")
+    yield Plugin(system, "p", docker("plugin", "inspect", "--format", "{{.Id}}", "p"))
+    system.run("systemctl", "start", SERVICE)
+    docker("plugin", "rm", "-f", "p")
+
+
+def main_pid(system: Booted) -> int:
+    return int(system.show(SERVICE, "MainPID"))
+
+
+def replaced(system: Booted, old: int) -> bool:
+    """Tell whether the service is up again with another main process."""
+    return system.show(SERVICE, "ActiveState") == "active" and main_pid(system) not in {0, old}
+
+
+def test_unit_gets_no_mounts_of_its_own() -> None:
+    """No directive stands in the unit that would keep propagated mounts from the host."""
+    lines = (UNITS / SERVICE).read_text().splitlines()
+    directives = {line.partition("=")[0].strip() for line in lines if "=" in line and not line.startswith(("#", ";"))}
+    assert {"ExecStart", "KillMode", "Delegate"} <= directives
+    assert not [name for name in directives if OWN_MOUNTS.fullmatch(name)]
+
+
+def test_analyze(machine: Booted) -> None:
+    """systemd finds no fault in the units, and rates the service's exposure."""
+    assert not machine.run("systemd-analyze", "verify", SERVICE, SOCKET)
+    rated = machine.run("systemd-analyze", "security", "--offline=true", f"/usr/lib/systemd/system/{SERVICE}")
+    assert f"Overall exposure level for {SERVICE}" in rated
+
+
+def test_active_means_ready(system: Booted, docker: Callable[..., str], plugin: Plugin) -> None:
+    """The service becomes active only after READY, which waits for a plugin that takes its time to start."""
+    docker("plugin", "disable", "p")
+    docker("plugin", "set", "p", "FAULT=slow:1500")
+    docker("plugin", "enable", "p")
+    system.run("systemctl", "stop", SERVICE)
+    plugin.kill()
+    # what a reboot would take: without it the daemon finds an instance that has ended, and is ready at once
+    system.proc.wait_until(lambda: "conmon" not in system.processes().values())
+    system.run("rm", "-r", "/run/pluginsvc/instances")
+    system.run("systemctl", "start", SERVICE)
+    assert plugin.call("Plugin.Activate") == {"Implements": ["VolumeDriver"]}
+    started, active = (
+        int(system.show(SERVICE, f"{name}TimestampMonotonic")) for name in ("ExecMainStart", "ActiveEnter")
+    )
+    assert active - started > 1_500_000
+    assert system.show(SERVICE, "StatusText") == "1 plugins, 1 enabled"
+
+
+def test_propagated_mount_reaches_the_host(system: Booted, plugin: Plugin) -> None:
+    """The daemon shares PID 1's mount namespace, and what the plugin mounts for the host is seen there."""
+    where = f"/var/lib/pluginsvc/plugins/{plugin.plugin_id}/propagated-mount/data"
+    mounts = [os.readlink(system.root / f"proc/{pid}/ns/mnt") for pid in (1, main_pid(system), plugin.pid)]
+    assert mounts[0] == mounts[1] != mounts[2]
+    plugin.call("VolumeDriver.Create", Name="data")
+    assert where not in system.mounts()
+    plugin.call("VolumeDriver.Mount", Name="data", ID="x")
+    assert where in system.mounts()
+    plugin.call("VolumeDriver.Unmount", Name="data", ID="x")
+    assert where not in system.mounts()
+
+
+def test_restart(system: Booted, docker: Callable[..., str], plugin: Plugin) -> None:
+    """A restart leaves the plugin's process alone, and the new daemon watches over it."""
+    pid, daemon = plugin.pid, main_pid(system)
+    system.run("systemctl", "restart", SERVICE)
+    assert replaced(system, daemon)
+    assert plugin.pid == pid
+    assert docker("plugin", "ls", "--format", "{{.Name}} {{.Enabled}}") == "p:latest true"
+    plugin.kill()
+    system.proc.wait_until(lambda: plugin.pid not in {0, pid})
+
+
+def test_killed_whole(system: Booted, docker: Callable[..., str], plugin: Plugin) -> None:
+    """Even when each process of the unit is killed, the plugins' monitors with it, all of it comes back."""
+    pid, daemon = plugin.pid, main_pid(system)
+    system.run("systemctl", "kill", "--signal=KILL", SERVICE)
+    system.proc.wait_until(lambda: replaced(system, daemon))
+    print(plugin.pid, pid, system.processes())
+    print(docker("plugin", "ls", "--format", "{{.Name}} {{.Enabled}}"))
+    system.proc.wait_until(lambda: plugin.pid not in {0, pid})
+    plugin.call("Plugin.Activate")
+
+
+def test_killed_daemon_comes_back(system: Booted, docker: Callable[..., str], plugin: Plugin) -> None:
+    """A daemon that is killed is started again, and finds its plugin as it was."""
+    pid, daemon = plugin.pid, main_pid(system)
+    system.run("systemctl", "kill", "--kill-who=main", "--signal=KILL", SERVICE)
+    system.proc.wait_until(lambda: replaced(system, daemon))
+    assert system.show(SERVICE, "NRestarts") == "1"
+    assert plugin.pid == pid
+    assert docker("plugin", "ls", "--format", "{{.Name}} {{.Enabled}}") == "p:latest true"
+
+
+def test_socket_activation(system: Booted, docker: Callable[..., str], plugin: Plugin) -> None:
+    """A client of the socket, which is for root alone, starts a service that was stopped."""
+    pid = plugin.pid
+    system.run("systemctl", "stop", SERVICE)
+    assert system.show(SOCKET, "ActiveState") == "active"
+    assert (system.root / "run/pluginsvc/pluginsvc.sock").stat().st_mode & 0o777 == 0o660
+    assert docker("plugin", "ls", "--format", "{{.Name}} {{.Enabled}}") == "p:latest true"
+    assert main_pid(system)
+    system.proc.wait_until(lambda: system.show(SERVICE, "ActiveState") == "active")
+    assert plugin.pid == pid
+
+
+def test_reload(system: Booted, docker: Callable[..., str]) -> None:
+    """A reload takes over what may change, in the same process, and the service is active after it."""
+    daemon = main_pid(system)
+    shipped = (system.root / SETTINGS).read_text()
+    assert "reloaded.test" not in docker("info", "--format", "{{json .RegistryConfig}}")
+    (system.root / SETTINGS).write_text('insecure-registries = ["reloaded.test:5000"]\n')
+    system.run("systemctl", "reload", SERVICE)
+    system.proc.wait_until(lambda: system.show(SERVICE, "StatusText") == "configuration read again")
+    assert system.show(SERVICE, "ActiveState") == "active"
+    assert main_pid(system) == daemon
+    assert "reloaded.test" in docker("info", "--format", "{{json .RegistryConfig}}")
+    (system.root / SETTINGS).write_text(shipped)
+
+
+def test_watchdog(system: Booted, docker: Callable[..., str], plugin: Plugin) -> None:
+    """A daemon that hangs is replaced; its plugin does not notice."""
+    drop_in = system.root / f"run/systemd/system/{SERVICE}.d/watchdog.conf"
+    drop_in.parent.mkdir(parents=True)
+    # it is made to abort, and the machine collects no core of that
+    drop_in.write_text("[Service]\nWatchdogSec=2\nLimitCORE=0\n")
+    try:
+        system.run("systemctl", "daemon-reload")
+        system.run("systemctl", "restart", SERVICE)
+        pid, daemon = plugin.pid, main_pid(system)
+        system.run("systemctl", "kill", "--kill-who=main", "--signal=STOP", SERVICE)
+        system.proc.wait_until(lambda: replaced(system, daemon))
+        assert system.show(SERVICE, "NRestarts") == "1"
+        assert plugin.pid == pid
+        assert docker("plugin", "ls", "--format", "{{.Name}} {{.Enabled}}") == "p:latest true"
+    finally:
+        shutil.rmtree(drop_in.parent)
+        system.run("systemctl", "daemon-reload")
+
+
+def test_stop(system: Booted, docker: Callable[..., str], folder: Callable[..., Path]) -> None:
+    """A stop is a success and, when no plugin is left, leaves no process and no mount; a restart of all works."""
+    docker("plugin", "create", "q", str(folder()))
+    docker("plugin", "enable", "q")
+    docker("plugin", "rm", "-f", "q")
+    system.run("systemctl", "stop", SERVICE, SOCKET)
+    for unit, name, value in (
+        (SERVICE, "ActiveState", "inactive"),
+        (SERVICE, "Result", "success"),
+        (SERVICE, "ExecMainStatus", "0"),
+        (SOCKET, "ActiveState", "inactive"),
+    ):
+        assert system.show(unit, name) == value
+    assert sorted(system.processes().values()) == ["systemd", "systemd-journal"]
+    assert not [point for point in system.mounts() if "pluginsvc" in point]
+    system.run("systemctl", "start", SERVICE)
+    assert docker("plugin", "ls", "-q") == ""
