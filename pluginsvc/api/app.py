@@ -93,9 +93,7 @@ def _http_logger() -> logging.Logger:
 
 
 @asynccontextmanager
-async def serve(
-    app: Api, listeners: Iterable[Listener], *, grace: float = 10.0
-) -> AsyncIterator[list[str]]:
+async def serve(app: Api, listeners: Iterable[Listener], *, grace: float = 10.0) -> AsyncIterator[list[str]]:
     """Serve ``app`` while the block runs.
 
     On the way out no new connection is taken, event streams end, and handlers may finish.

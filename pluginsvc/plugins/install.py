@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import structlog
+from anyio import to_thread
 
 from pluginsvc.errors import InvalidParameter, PluginsvcError
 from pluginsvc.fsutil import boot_id
@@ -28,6 +29,7 @@ from pluginsvc.model.reference import Reference
 from pluginsvc.plugins.inventory import Entry
 from pluginsvc.plugins.parts import Parts, lifecycle
 from pluginsvc.plugins.settings import carry_over
+from pluginsvc.rootfs.layers import LayerDamaged
 from pluginsvc.tasks import Job, KeyedLock
 from pluginsvc.transfer import pull, push
 
@@ -249,8 +251,15 @@ async def _fetch(
     fetcher = parts.registry.fetcher(remote, access)
     resolved = await pull.resolve(fetcher, remote)
     check_privileges(granted, required_privileges(resolved.config))
-    async with parts.confinement.unpack(rootfs) as unpacker:
-        await parts.puller.pull(resolved, fetcher, reference=remote, lease_id=lease, apply=unpacker.apply, sink=sink)
+    try:
+        async with parts.confinement.unpack(rootfs) as unpacker:
+            await parts.puller.pull(
+                resolved, fetcher, reference=remote, lease_id=lease, apply=unpacker.apply, sink=sink
+            )
+    except LayerDamaged as exc:
+        # or every later pull would find it here and fail again
+        await to_thread.run_sync(parts.store.remove, exc.digest)
+        raise
     return resolved, fetcher.source
 
 

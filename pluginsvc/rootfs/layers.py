@@ -9,9 +9,19 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
+from pluginsvc.errors import Internal
+from pluginsvc.model.digest import Digest
 from pluginsvc.model.manifest import Descriptor
 from pluginsvc.rootfs.child import Child, UnpackFailed
 from pluginsvc.rootfs.source import InvalidArchive
+
+
+class LayerDamaged(Internal):
+    """A stored blob has changed since it was verified."""
+
+    def __init__(self, digest: Digest) -> None:
+        self.digest = digest
+        super().__init__(f"stored layer {digest} is damaged: check the disk, then pull again")
 
 
 class Unpacker:
@@ -31,6 +41,7 @@ class Unpacker:
 
         Raises:
             InvalidArchive: the layer is broken or holds what must not be unpacked.
+            LayerDamaged: the blob is not what its digest says.
             DiskFull, UnpackFailed, ChildFailed: the machine is at fault.
         """
         async with self._turn:
@@ -39,14 +50,17 @@ class Unpacker:
             except OSError as exc:
                 raise UnpackFailed(f"layer {descriptor.digest} cannot be read: {exc.strerror}") from exc
             try:
-                self._child.send({"job": "apply"}, (blob,))
+                self._child.send({"job": "apply", "algorithm": descriptor.digest.algorithm}, (blob,))
             finally:
                 os.close(blob)
             try:
-                await self._child.result(on_bytes)
+                found = await self._child.result(on_bytes)
             except InvalidArchive as exc:
                 reason = f"layer {descriptor.digest.short}: {exc.reason}"
                 raise InvalidArchive(reason, entry=exc.entry, offset=exc.offset) from exc
+            # the blob was verified when it was stored; this is about what the disk has done to it since
+            if found.get("digest") != descriptor.digest.hex:
+                raise LayerDamaged(descriptor.digest)
 
     async def finish(self) -> None:
         """Set the times of directories and see the child end well.

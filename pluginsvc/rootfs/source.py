@@ -90,13 +90,15 @@ class Source:
     Args:
         fd: where to read; a pipe or a file.
         on_read: gets the number of compressed bytes read so far, after each read.
+        hasher: of ``hashlib``; has seen every byte of ``fd`` once ``drain`` has returned.
     """
 
-    __slots__ = ("_fd", "_on_read", "_pos", "_produce", "_raw", "_view", "consumed", "offset")
+    __slots__ = ("_fd", "_hasher", "_on_read", "_pos", "_produce", "_raw", "_view", "consumed", "offset")
 
-    def __init__(self, fd: int, on_read: Callable[[int], None] | None = None) -> None:
+    def __init__(self, fd: int, on_read: Callable[[int], None] | None = None, hasher: Any = None) -> None:
         self._fd = fd
         self._on_read = on_read
+        self._hasher = hasher
         self._raw = bytearray(STEP)
         self._view = memoryview(b"")
         self._pos = 0
@@ -117,6 +119,8 @@ class Source:
         view = memoryview(self._raw)[:size]
         got = os.readv(self._fd, [view])
         self.consumed += got
+        if self._hasher is not None:
+            self._hasher.update(view[:got])
         if got and self._on_read is not None:
             self._on_read(self.consumed)
         return view[:got]

@@ -10,6 +10,7 @@ Standard library, isal, zstd and errors only.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import signal
@@ -163,12 +164,13 @@ def _unpack(tree: Tree, control: socket.socket) -> None:
             tree.finish()
             _send(control, {"result": {}})
             return
-        _apply(tree, control, descriptors[0])
+        hasher = hashlib.new(request["algorithm"])
+        _apply(tree, control, descriptors[0], hasher)
         os.close(descriptors[0])
-        _send(control, {"result": {}})
+        _send(control, {"result": {"digest": hasher.hexdigest()}})
 
 
-def _apply(tree: Tree, control: socket.socket, blob: int) -> None:
+def _apply(tree: Tree, control: socket.socket, blob: int, hasher: Any) -> None:
     told = 0
 
     def on_read(consumed: int) -> None:
@@ -178,7 +180,7 @@ def _apply(tree: Tree, control: socket.socket, blob: int) -> None:
             _send(control, {"progress": consumed})
 
     tree.begin_layer()
-    source = Source(blob, on_read)
+    source = Source(blob, on_read, hasher)
     # the blob's digest was verified: it is whole even without an end marker, which some builders leave out
     reader = Reader(source, marked=False)
     for entry in reader:

@@ -44,6 +44,12 @@ def told(daemon: Daemon) -> dict[str, bool]:
     return found
 
 
+def leased(daemon: Daemon) -> list[str]:
+    """Return what leases are held for."""
+    with _database(daemon) as db:
+        return [purpose for (purpose,) in db.execute("SELECT purpose FROM leases")]
+
+
 def names(folder: Path) -> set[str]:
     """Return the names in a folder, which may be missing."""
     return {path.name for path in folder.iterdir()} if folder.exists() else set()
@@ -63,9 +69,13 @@ def workers(pid: int) -> list[int]:
 
 
 def check_files(daemon: Daemon) -> None:
-    """Assert that the disk, the mounts and the processes are those of the plugins that are listed, and no more."""
+    """Assert that the disk, the mounts and the processes are those of the plugins that are listed, and no more.
+
+    And that no lease is held.
+    """
     listed = {plugin["Id"]: plugin["Enabled"] for plugin in Api(daemon.socket).plugins()}
     assert told(daemon) == listed
+    assert leased(daemon) == []
     enabled = {plugin for plugin, runs in listed.items() if runs}
     assert names(daemon.root / "staging") == set()
     assert names(daemon.root / "plugins") == set(listed)
@@ -90,11 +100,10 @@ def check_files(daemon: Daemon) -> None:
 
 
 def check_blobs(daemon: Daemon) -> None:
-    """Collect, then assert that exactly the blobs are there that plugins need, each whole, and that no lease is held."""
+    """Collect, then assert that exactly the blobs are there that plugins need, each whole."""
     Api(daemon.socket).collect()
     with _database(daemon) as db:
         needed = {digest.removeprefix("sha256:") for (digest,) in db.execute("SELECT digest FROM plugin_blobs")}
-        assert db.execute("SELECT purpose FROM leases").fetchall() == []
     assert daemon.blobs() == needed
     for digest in needed:
         path = daemon.root / "content" / "blobs" / "sha256" / digest
@@ -103,10 +112,14 @@ def check_blobs(daemon: Daemon) -> None:
     assert ingests == []
 
 
-def check(daemon: Daemon) -> None:
+def check(daemon: Daemon, *, logged: int = 0) -> None:
     """Assert all of design §5.1 that can be seen from outside while no request is under way.
 
     What goes on by itself after a request or a start, such as deleting a tombstone, gets some seconds to end.
+
+    Args:
+        daemon: runs.
+        logged: characters of its log that are not to be looked at for tracebacks.
     """
     deadline = time.monotonic() + 10
     while True:
@@ -118,4 +131,5 @@ def check(daemon: Daemon) -> None:
                 raise
             time.sleep(procs.POLL)
     check_blobs(daemon)
-    assert "Traceback" not in daemon.log(), daemon.log()[-4000:]
+    _, crash, text = daemon.log()[logged:].partition("Traceback")
+    assert not crash, text[:4000]

@@ -121,3 +121,19 @@ def test_upgrade_does_not_keep_what_may_no_longer_be_set() -> None:
     changed = apply_settings(CONFIG, DEFAULTS, ["DEBUG=1"])
     new = config_of(Env=[{"Name": "DEBUG", "Value": "7"}])
     assert carry_over(changed, CONFIG, new).env == ["DEBUG=7"]
+
+
+def test_set_with_several_settable_fields() -> None:
+    """Where several fields may be set one must be named, and only the one that the kind has can be."""
+    mount = CONFIG.mounts[0] if CONFIG.mounts else None
+    assert mount is not None
+    # no config that is checked says so: Docker never checked those it once stored
+    many = msgspec.structs.replace(DEFAULTS, mounts=[msgspec.structs.replace(mount, settable=["source", "type"])])
+    for argument, message in (
+        ("pmount1=x", "multiple fields are settable, one must be specified"),
+        ("pmount1.type=x", '"pmount1.type" is not settable'),
+    ):
+        with pytest.raises(InvalidSetting) as caught:
+            apply_settings(CONFIG, many, [argument])
+        assert str(caught.value) == message
+    assert apply_settings(CONFIG, many, ["pmount1.source=x"]).mounts[0].source == "x"

@@ -1,6 +1,7 @@
 import gzip
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from pluginsvc.model.digest import Digest
 from pluginsvc.model.manifest import Descriptor
 from pluginsvc.rootfs.child import ChildFailed, UnpackFailed
 from pluginsvc.rootfs.confinement import Confinement
+from pluginsvc.rootfs.layers import LayerDamaged
 from pluginsvc.rootfs.source import InvalidArchive
 from tests.unit.rootfs.archives import END, member, pax
 
@@ -193,3 +195,16 @@ async def test_the_block_fails(confinement: Confinement, tmp_path: Path) -> None
     with pytest.raises(KeyError):
         async with confinement.unpack(tmp_path):
             raise KeyError("x")
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstd.compress])
+async def test_a_layer_that_the_disk_has_changed(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    """A stored layer that still unpacks but is not what its digest says fails the pull."""
+    meant, found = pack(member(b"a", b"1") + END), pack(member(b"a", b"2") + END)
+    (tmp_path / "root").mkdir()
+    (tmp_path / "layer").write_bytes(found)
+    descriptor = Descriptor(media_type="x", digest=Digest.of(meant), size=len(meant))
+    async with Confinement() as confinement:
+        with pytest.raises(LayerDamaged, match="is damaged"):
+            async with confinement.unpack(tmp_path / "root") as unpacker:
+                await unpacker.apply(tmp_path / "layer", descriptor, lambda _: None)

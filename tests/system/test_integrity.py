@@ -1,0 +1,73 @@
+"""What the disk does to us: damaged blobs, a rootfs that never reached the disk before a power cut (design D15)."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.daemon import Daemon, running_daemon
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def daemon() -> Iterator[Daemon]:
+    """Give each test a daemon of its own, since it will be stopped."""
+    with running_daemon() as found:
+        yield found
+
+
+def test_a_damaged_layer_is_noticed_and_fetched_again(daemon: Daemon, published: str) -> None:
+    """A pull that meets a stored layer with a changed byte fails and says so; the next one fetches it anew."""
+    cli = daemon.cli()
+    install = ("plugin", "install", "--disable", "--grant-all-permissions", "--alias")
+    cli.run(*install, "first", published, check=True)
+    layer = max((daemon.root / "content" / "blobs" / "sha256").iterdir(), key=lambda path: path.stat().st_size)
+    raw = bytearray(layer.read_bytes())
+    # in the gzip trailer's own padding nothing would unpack differently: the header's mtime says least
+    raw[4] ^= 1
+    layer.write_bytes(raw)
+    done = cli.run(*install, "second", published)
+    assert done.returncode != 0
+    assert f"stored layer sha256:{layer.name} is damaged" in done.stdout + done.stderr
+    cli.run(*install, "second", published, check=True)
+    assert layer.read_bytes() != bytes(raw)
+
+
+def record(daemon: Daemon) -> dict[str, object]:
+    """Return the only plugin's record, as the stopped or running daemon has it."""
+    with sqlite3.connect(f"file:{daemon.root}/state.db?mode=ro", uri=True) as db:
+        (raw,) = db.execute("SELECT record FROM plugins").fetchone()
+    db.close()
+    found: dict[str, object] = json.loads(raw)
+    return found
+
+
+def wait_until(answers: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 15
+    while not answers():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_rootfs_from_before_a_power_cut_is_rebuilt(daemon: Daemon, folder: Callable[..., Path]) -> None:
+    """A rootfs that was not known to be on the disk when the machine went down is unpacked anew from its blobs."""
+    cli = daemon.cli()
+    cli.run("plugin", "create", "p", str(folder()), check=True)
+    wait_until(lambda: record(daemon)["unsynced_boot"] == "")
+    plugin_id = str(record(daemon)["id"])
+    daemon.stop()
+    top = daemon.root / "plugins" / plugin_id
+    (top / "gen-1" / "rootfs" / "sample-volume-plugin").write_bytes(b"")
+    with sqlite3.connect(daemon.root / "state.db") as db:
+        db.execute("UPDATE plugins SET record = CAST(json_set(CAST(record AS TEXT), '$.unsynced_boot', 'x') AS BLOB)")
+    db.close()
+    daemon.start()
+    cli.run("plugin", "enable", "p", check=True)
+    assert [path.name for path in top.glob("gen-*")] == ["gen-2"]
+    wait_until(lambda: record(daemon)["unsynced_boot"] == "")
