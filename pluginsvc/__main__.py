@@ -36,13 +36,16 @@ def main() -> None:
 def serve(config_file: Path | None, **flags: Any) -> None:
     """Run the daemon in the foreground until SIGTERM."""
     given = {name: list(value) if isinstance(value, tuple) else value for name, value in flags.items() if value}
-    path = config_file or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None)
+
+    def settings() -> config.Settings:
+        return config.load(config_file or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None), given)
+
     try:
-        settings = config.load(path, given)
+        first = settings()
         # a mistake in the settings is told without loading the whole program first
         from pluginsvc.daemon import run  # noqa: PLC0415
 
-        run(settings, lambda: config.load(path, given))
+        run(first, settings)
     except PluginsvcError as exc:
         sys.exit(f"pluginsvc: {exc}")
 

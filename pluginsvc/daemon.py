@@ -38,7 +38,7 @@ from pluginsvc.model.digest import Digest
 from pluginsvc.plugins.disk import Disk
 from pluginsvc.plugins.inventory import Inventory
 from pluginsvc.plugins.manager import Manager
-from pluginsvc.plugins.parts import Parts
+from pluginsvc.plugins.parts import Parts, end_leases
 from pluginsvc.plugins.supervise import Supervisor
 from pluginsvc.registry.client import Registry
 from pluginsvc.registry.hosts import Hosts
@@ -147,9 +147,10 @@ class _Daemon:
             disk = Disk(root)
             await disk.open()
             await database.write(leases.clear)
+            ended: set[str] = set()
             collector = Collector(
                 store,
-                roots=partial(database.read, _needed),
+                roots=partial(_roots, database, ended),
                 remove=partial(_remove_unneeded, database, store),
                 interval=settings.gc_interval,
             )
@@ -172,6 +173,7 @@ class _Daemon:
                 gzip_level=settings.gzip_level,
                 uploads=settings.max_concurrent_uploads,
                 stop_grace=settings.stop_timeout,
+                ended=ended,
             )
             facts = await to_thread.run_sync(_facts, settings)
             await services.start(self._signals, registry, facts)
@@ -319,9 +321,10 @@ async def _lease(database: Database, lease_id: str, digest: Digest) -> None:
     await database.write(lambda db: leases.add(db, lease_id, digest))
 
 
-def _needed(db: sqlite3.Connection) -> set[Digest]:
-    """Roots of collection: what plugins name, and what jobs under way have leased."""
-    return plugins.digests(db) | leases.digests(db)
+async def _roots(database: Database, ended: set[str]) -> set[Digest]:
+    """Return what plugins name, and what jobs under way have leased."""
+    await end_leases(database, ended)
+    return await database.read(lambda db: plugins.digests(db) | leases.digests(db))
 
 
 async def _remove_unneeded(database: Database, store: ContentStore, digest: Digest) -> int | None:

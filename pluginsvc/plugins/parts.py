@@ -42,7 +42,7 @@ class Parts:
         gzip_level: for layers of created plugins, 0 (least) to 3.
         uploads: most uploads at once in one push.
         stop_grace: seconds from TERM to KILL.
-        unreleased: leases that should have ended.
+        ended: leases whose end is still to be written; shared with the collection of garbage.
     """
 
     database: Database
@@ -57,7 +57,7 @@ class Parts:
     gzip_level: int = 1
     uploads: int = 5
     stop_grace: float = 10.0
-    unreleased: set[str] = field(default_factory=set)
+    ended: set[str] = field(default_factory=set)
 
     async def save(
         self, record: PluginRecord, config: PluginConfig, *events: Event, release: str | None = None
@@ -113,26 +113,10 @@ class Parts:
             await self.database.write(lambda db: leases.create(db, lease_id, expires_ns=expires, purpose=purpose))
             yield lease_id
         finally:
+            self.ended.add(lease_id)
             with anyio.CancelScope(shield=True):
-                await self._release(lease_id)
+                await end_leases(self.database, self.ended)
             self.collect()
-
-    async def _release(self, lease_id: str) -> None:
-        """End a lease; one that cannot be ended, since the disk is full, is ended together with the next."""
-        self.unreleased.add(lease_id)
-        ended = list(self.unreleased)
-
-        def work(db: sqlite3.Connection) -> None:
-            for found in ended:
-                leases.release(db, found)
-
-        try:
-            await self.database.write(work)
-        except PluginsvcError as exc:
-            # what the block itself ended with is what the caller must hear of
-            _log.warning("lease.not_released", lease=lease_id, error=str(exc))
-        else:
-            self.unreleased.difference_update(ended)
 
     async def hold(self, lease_id: str, digest: Digest) -> None:
         """Put a digest under a lease, before it is looked up or written."""
@@ -147,6 +131,24 @@ class Parts:
         finally:
             with anyio.move_on_after(CLEANUP_SECONDS, shield=True):
                 await self.disk.discard(path)
+
+
+async def end_leases(database: Database, ended: set[str]) -> None:
+    """Release the leases in ``ended`` and take them out; on a full disk they stay in, and the next call tries again."""
+    leaving = list(ended)
+
+    def work(db: sqlite3.Connection) -> None:
+        for lease_id in leaving:
+            leases.release(db, lease_id)
+
+    if not leaving:
+        return
+    try:
+        await database.write(work)
+    except PluginsvcError as exc:
+        _log.warning("leases.not_released", leases=leaving, error=str(exc))
+    else:
+        ended.difference_update(leaving)
 
 
 def lifecycle(

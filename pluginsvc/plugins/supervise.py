@@ -171,7 +171,9 @@ class Supervisor:
                     await anyio.sleep(_jittered(delay))
                     delay = min(delay * 2, LONGEST_DELAY)
                     continue
-            watch.tried.set()
+            # one that ended while the daemon was away is not ready: the start that follows is its try
+            if await instance.running():
+                watch.tried.set()
             since = anyio.current_time()
             status = await instance.wait()
             if anyio.current_time() - since >= HEALTHY_AFTER:

@@ -12,6 +12,7 @@ from anyio import to_thread
 from pluginsvc.errors import Internal
 from pluginsvc.runtime import cgroup, logs
 from pluginsvc.runtime.bundle import Place, Record
+from pluginsvc.runtime.process import ProcessId
 from pluginsvc.runtime.readiness import SocketWatch
 from pluginsvc.runtime.spec import SOCKETS_INSIDE, cgroup_name
 from pluginsvc.runtime.watches import Watches
@@ -92,6 +93,10 @@ class Instance:
                 if self._exit is None:
                     self._exit = await to_thread.run_sync(self._read_exit)
         return self._exit
+
+    async def running(self) -> bool:
+        """Tell whether it has not ended yet, or at least nobody has noted it."""
+        return await to_thread.run_sync(ProcessId.of, self._record.monitor.pid) == self._record.monitor
 
     def _read_exit(self) -> Exit:
         code = self._place.exit_code(self.container_id)

@@ -12,16 +12,19 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from tests.support import parts, procs
+from tests.support import parts, procs, remains
 from tests.support.daemon import Daemon
 
-_CHANGES = frozenset({"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.symlink", "os.truncate", "subprocess.Popen"})
+_CHANGES = frozenset(
+    {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.symlink", "os.truncate", "subprocess.Popen"}
+)
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
@@ -174,13 +177,13 @@ class Life(procs.Proc):
 
     def wait_until(self, answers: Callable[[], bool], *, timeout: float = 20.0) -> None:
         """Do as `Proc.wait_until`, asking more often."""
-        deadline = procs.time.monotonic() + timeout
+        deadline = time.monotonic() + timeout
         while not answers():
             if self.over:
                 raise procs.ProcessFailedError(f"the daemon ended early with {self._code}:\n{self.tail()}")
-            if procs.time.monotonic() > deadline:
+            if time.monotonic() > deadline:
                 raise procs.ProcessFailedError(f"the daemon did not answer in {timeout} s:\n{self.tail()}")
-            procs.time.sleep(procs.POLL / 4)
+            time.sleep(procs.POLL / 4)
 
     def signal(self, number: signal.Signals) -> None:
         if not self.over:
@@ -237,7 +240,7 @@ class MortalDaemon(Daemon):
 
 @contextmanager
 def mortal_daemon(top: Path, *flags: str) -> Iterator[MortalDaemon]:
-    """Own a mortal daemon; it is not started, and at the end it is killed if it lives."""
+    """Own a mortal daemon; it is not started, and whatever it leaves is ended with it."""
     daemon = MortalDaemon(top, flags)
     try:
         yield daemon
@@ -245,6 +248,7 @@ def mortal_daemon(top: Path, *flags: str) -> Iterator[MortalDaemon]:
         if daemon.proc is not None:
             daemon.kill()
         daemon.close()
+        remains.purge(daemon)
 
 
 if __name__ == "__main__":

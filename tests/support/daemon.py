@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.support import parts, procs
@@ -73,15 +74,19 @@ class Daemon:
         return [line.split()[4] for line in table if f"{self.top}/" in line.split()[4] + "/"]
 
     def processes(self) -> dict[int, str]:
-        """Return the processes, except the daemon and its children in confinement, whose command line names `top`."""
+        """Return what runs for this daemon, itself left out: by its command line, or by a root filesystem of its own."""
         found = {}
-        for folder in Path("/proc").glob("[0-9]*"):
+        for name in os.listdir("/proc"):
+            if not name.isdigit() or (self.proc and int(name) == self.proc.pid):
+                continue
+            folder = Path("/proc", name)
             try:
                 words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                elsewhere = (folder / "ns" / "mnt").readlink() != Path("/proc/self/ns/mnt").readlink()
+                if str(self.top) in words or (elsewhere and str(self.top) in (folder / "mountinfo").read_text()):
+                    found[int(name)] = words
             except OSError:
                 continue
-            if str(self.top) in words and not (self.proc and int(folder.name) == self.proc.pid):
-                found[int(folder.name)] = words
         return found
 
     def blobs(self) -> set[str]:
@@ -101,9 +106,13 @@ def running_daemon(*flags: str) -> Iterator[Daemon]:
         try:
             clean(daemon)
         finally:
+            # only after a failure: what should have gone by itself must not disturb the next test
             for pid in daemon.processes():
-                os.kill(pid, signal.SIGKILL)
-            shutil.rmtree(top, ignore_errors=bool(daemon.mounts()))
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if mounts := daemon.mounts():
+                subprocess.run(["umount", "-l", *mounts], check=False)
+            shutil.rmtree(top, ignore_errors=True)
 
 
 def clean(daemon: Daemon) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
 import sqlite3
+import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tests.support import procs
+from tests.support import parts, procs
 from tests.support.daemon import Daemon
 from tests.support.wire import Api
 
@@ -68,14 +71,22 @@ def workers(pid: int) -> list[int]:
     return found
 
 
-def check_files(daemon: Daemon) -> None:
-    """Assert that the disk, the mounts and the processes are those of the plugins that are listed, and no more.
+def purge(daemon: Daemon) -> None:
+    """End and unmount whatever a daemon that is dead, after a test that failed, has left; nothing there is fine."""
+    for container in names(daemon.run / "runtime"):
+        words = [parts.find("runc"), "--root", daemon.run / "runtime", "delete", "--force", container]
+        subprocess.run(words, check=False, capture_output=True, timeout=30)
+    for pid in daemon.processes():
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    for point in sorted(daemon.mounts(), key=len, reverse=True):
+        subprocess.run(["umount", "--lazy", point], check=False, timeout=30)
 
-    And that no lease is held.
-    """
+
+def check_files(daemon: Daemon) -> None:
+    """Assert that the disk, the mounts and the processes are those of the plugins that are listed, and no more."""
     listed = {plugin["Id"]: plugin["Enabled"] for plugin in Api(daemon.socket).plugins()}
     assert told(daemon) == listed
-    assert leased(daemon) == []
     enabled = {plugin for plugin, runs in listed.items() if runs}
     assert names(daemon.root / "staging") == set()
     assert names(daemon.root / "plugins") == set(listed)
@@ -125,6 +136,8 @@ def check(daemon: Daemon, *, logged: int = 0) -> None:
     while True:
         try:
             check_files(daemon)
+            Api(daemon.socket).collect()
+            assert leased(daemon) == []
             break
         except (AssertionError, FileNotFoundError):
             if time.monotonic() > deadline:

@@ -12,7 +12,7 @@ import subprocess
 import tarfile
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,22 @@ def refused(answer: Answer, status: int, says: str = "") -> None:
 
 # Names, filters, documents
 
-BAD_NAMES = ["", "UPPER", "a b", "-x", HEX, "x:", "x:-y", "../x", "x//y", "a/" * 130 + "b", "é", "x\0y", "x\ny", "\udcff"]
+BAD_NAMES = [
+    "",
+    "UPPER",
+    "a b",
+    "-x",
+    HEX,
+    "x:",
+    "x:-y",
+    "../x",
+    "x//y",
+    "a/" * 130 + "b",
+    "é",
+    "x\0y",
+    "x\ny",
+    "\udcff",
+]
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
@@ -101,7 +116,7 @@ def test_plugins_that_are_not_there(api: Api, plugin: str, name: str) -> None:
     refused(api.call("GET", f"/plugins/{name}/json"), 404, "not found")
     refused(api.call("DELETE", f"/plugins/{name}"), 404, "not found")
     for verb in ("enable?timeout=1", "disable", "set", "push", "upgrade?remote=127.0.0.1:1/x"):
-        body = [] if verb in {"set"} or verb.startswith("upgrade") else None
+        body: list[str] | None = [] if verb.startswith(("set", "upgrade")) else None
         refused(api.call("POST", f"/plugins/{name}/{verb}", document=body), 404, "not found")
 
 
@@ -290,8 +305,8 @@ def _no_faults(request: pytest.FixtureRequest) -> Iterator[None]:
 LAYER = gzip.compress(tar({"x": os.urandom(300_000), "y": b"y"}), 1, mtime=0)
 
 
-def _descriptor(data: bytes, kind: str, **changes: Any) -> Descriptor:
-    return Descriptor(**{"media_type": kind, "digest": Digest.of(data), "size": len(data)} | changes)
+def _descriptor(data: bytes, kind: str, size: int | None = None) -> Descriptor:
+    return Descriptor(media_type=kind, digest=Digest.of(data), size=len(data) if size is None else size)
 
 
 def publish(
@@ -307,14 +322,13 @@ def publish(
     """Put a plugin into the registry; return its reference."""
     for data in (config, layer):
         registry.add(data)
-    changes = {} if size is None else {"size": size}
-    raw = build_manifest(_descriptor(config, config_kind), [_descriptor(layer, kind, **changes)])
+    raw = build_manifest(_descriptor(config, config_kind), [_descriptor(layer, kind, size)])
     registry.publish(tag, DOCKER_MANIFEST, raw)
     return f"{registry.host}/bad/plugin:{tag}"
 
 
-def pull(api: Api, remote: str, name: str = "bad", granted: object = ()) -> Answer:
-    return api.call("POST", "/plugins/pull", {"remote": remote, "name": name}, document=list(granted))  # type: ignore[call-overload]
+def pull(api: Api, remote: str, name: str = "bad", granted: Iterable[object] = ()) -> Answer:
+    return api.call("POST", "/plugins/pull", {"remote": remote, "name": name}, document=list(granted))
 
 
 RETRY = {"Retry-After": "0"}
@@ -369,8 +383,13 @@ def test_bad_manifests(api: Api, faults: FaultRegistry) -> None:
         faults.publish(label, DOCKER_MANIFEST, raw)
         answer = pull(api, f"{faults.host}/bad/plugin:{label}")
         refused(answer, 500 if label == "large" else 400)
-    index = {"schemaVersion": 2, "manifests": [{"mediaType": DOCKER_MANIFEST, "digest": DIGEST, "size": 9}]}
-    index["manifests"][0]["platform"] = {"os": "plan9", "architecture": "z80"}  # type: ignore[index]
+    other = {
+        "mediaType": DOCKER_MANIFEST,
+        "digest": DIGEST,
+        "size": 9,
+        "platform": {"os": "plan9", "architecture": "z"},
+    }
+    index = {"schemaVersion": 2, "manifests": [other]}
     faults.publish("index", "application/vnd.docker.distribution.manifest.list.v2+json", json.dumps(index).encode())
     refused(pull(api, f"{faults.host}/bad/plugin:index"), 404, "platform")
 
@@ -394,7 +413,7 @@ SAME_LENGTH = bytes(len(LAYER))
 def test_bad_layers(
     api: Api, daemon: Daemon, plugin: str, faults: FaultRegistry, verb: str, fault: Fault, says: str
 ) -> None:
-    """A layer that cannot be had, or is not what the manifest says, ends the stream with an error and changes nothing."""
+    """A layer that cannot be had, or is not what the manifest says, ends the stream with an error, and that is all."""
     remote = publish(faults)
     faults.faults[str(Digest.of(LAYER))] = [fault] * 100
     before = api.plugins()
@@ -482,6 +501,7 @@ def eventually(answers: Callable[[], bool]) -> None:
 def consistent(daemon: Daemon) -> bool:
     try:
         remains.check_files(daemon)
+        assert remains.leased(daemon) == []
     except (AssertionError, FileNotFoundError):
         return False
     return True
@@ -612,6 +632,7 @@ def small(tmp_path: Path) -> Iterator[Daemon]:
     finally:
         if daemon.proc:
             daemon.kill()
+        remains.purge(daemon)
         subprocess.run(["umount", "--lazy", "--recursive", daemon.root], check=True)
 
 
@@ -627,7 +648,10 @@ def test_full_at_every_point(small: Daemon, faults: FaultRegistry) -> None:
     data = os.urandom(300_000)
     archive = tar({"config.json": RAW, "rootfs": None, "rootfs/x": data})
     remote = publish(faults, layer=gzip.compress(tar({"x": data}), 1, mtime=0))
-    acts = {"create": lambda: api.create("full", archive), "pull": lambda: pull(api, remote, "full")}
+    acts: dict[str, Callable[[], Answer]] = {
+        "create": lambda: api.create("full", archive),
+        "pull": lambda: pull(api, remote, "full"),
+    }
     for verb, act in acts.items():
         outcomes = []
         for leave in range(0, 1_000_000, 50_000):
@@ -646,22 +670,29 @@ def test_full_at_every_point(small: Daemon, faults: FaultRegistry) -> None:
         assert set(outcomes) == {False, True}, f"{verb}: {outcomes}"
 
 
-def test_full_for_the_state(small: Daemon, tmp_path: Path) -> None:
+@pytest.mark.parametrize("running", [True, False])
+def test_full_for_the_state(small: Daemon, tmp_path: Path, running: bool) -> None:  # noqa: FBT001 - pytest's own way
     """With no byte left, changes of state are made or refused with the reason; a running plugin goes on."""
     api = Api(small.socket)
     assert api.create("full", pack(build_sample_plugin(tmp_path / "p"))).status == 204
-    assert api.act("enable", "full", timeout=5).status == 200
+    if running:
+        assert api.act("enable", "full", timeout=5).status == 200
     fill(small, 0)
-    for number in range(40):
-        for verb in ("disable", "set", "enable"):
+    refusals = set()
+    for number in range(12):
+        for verb in ("disable",) if running else ("set", "enable"):
             before = api.plugins()
-            document = [f"DEBUG={number}" + "x" * 3000] if verb == "set" else None
+            document = [f"DEBUG={number}" + "x" * 9000] if verb == "set" else None
             answer = api.call("POST", f"/plugins/full/{verb}?timeout=5", document=document)
             if answer.status >= 300:
                 assert answer.status in {409, 500}, answer
                 assert api.plugins() == before
             if answer.status == 500:
                 assert re.search("full|space", answer.error), answer
+                refusals.add(verb)
+        if api.plugins()[0]["Enabled"] != running:
+            api.act("enable" if running else "disable", "full", timeout=5)
+    assert refusals == ({"disable"} if running else {"set", "enable"})
     (small.root / "filler").unlink()
     if not api.plugins()[0]["Enabled"]:
         assert api.act("enable", "full", timeout=5).status == 200

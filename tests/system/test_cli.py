@@ -146,8 +146,8 @@ def test_set_reaches_the_plugin(daemon: Daemon, docker: DockerCLI, name: str, fo
     docker.run("plugin", "enable", name, check=True)
     refused = fails(docker, "plugin", "set", name, "DEBUG=0")
     assert "cannot set on an active plugin, disable plugin before setting" in refused
-    state = next((daemon.run / "instances").glob(f"{inspect(docker, name)['Id']}/bundle/config.json"))
-    process = json.loads(state.read_text())["process"]
+    bundle = daemon.run / "instances" / str(inspect(docker, name)["Id"]) / "bundle"
+    process = json.loads((bundle / "config.json").read_text())["process"]
     assert process["args"] == ["/sample-volume-plugin", "one", "two"]
     assert "DEBUG=1" in process["env"]
     docker.run("plugin", "rm", "-f", name, check=True)

@@ -113,7 +113,7 @@ def test_without_live_restore_plugins_stop_and_come_back(folder: Folder, tmp_pat
 
 
 def test_a_plugin_that_died_while_nobody_watched_is_started(daemon: Daemon, folder: Folder) -> None:
-    """A plugin killed while the daemon was down is noticed at the next start and started again."""
+    """A plugin killed while the daemon was down is noticed at the next start; READY waits for its restart."""
     plugin_id = created(daemon, folder)
     daemon.cli().run("plugin", "enable", "p", check=True)
     pid = plugin_pid(daemon, plugin_id)
@@ -121,7 +121,8 @@ def test_a_plugin_that_died_while_nobody_watched_is_started(daemon: Daemon, fold
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: plugin_pid(daemon, plugin_id) == 0)
     daemon.start()
-    wait_until(lambda: plugin_pid(daemon, plugin_id) not in {0, pid})
+    wait_until(lambda: daemon.log().count("daemon.ready") == 2)
+    assert plugin_pid(daemon, plugin_id) not in {0, pid}
     assert enabled(daemon.cli()) == "true"
 
 
