@@ -76,6 +76,7 @@ class Inventory:
     def __init__(self) -> None:
         self._by_id: dict[str, Entry] = {}
         self._by_name: dict[str, str] = {}
+        self._ruins: dict[str, Entry] = {}
         self._reserved: set[str] = set()
         self._listing: bytes | None = None
 
@@ -92,22 +93,38 @@ class Inventory:
         self._by_name[entry.record.name] = entry.record.id
         self._listing = None
 
+    def put_ruin(self, entry: Entry) -> None:
+        """Add a plugin whose config is lost: it is not shown, keeps its name and ID, and can only be removed."""
+        self._ruins[entry.record.id] = entry
+
     def drop(self, plugin_id: str) -> None:
-        """Forget an entry."""
-        entry = self._by_id.pop(plugin_id)
-        del self._by_name[entry.record.name]
-        self._listing = None
+        """Forget an entry, or a ruin."""
+        if self._ruins.pop(plugin_id, None) is None:
+            entry = self._by_id.pop(plugin_id)
+            del self._by_name[entry.record.name]
+            self._listing = None
 
     def get(self, plugin_id: str) -> Entry:
-        """Return the entry with this ID as it stands now.
+        """Return the entry, or the ruin, with this ID as it stands now.
 
         Raises:
             PluginNotFound: it is gone.
         """
-        try:
-            return self._by_id[plugin_id]
-        except KeyError:
-            raise PluginNotFound(plugin_id) from None
+        entry = self._by_id.get(plugin_id) or self._ruins.get(plugin_id)
+        if entry is None:
+            raise PluginNotFound(plugin_id)
+        return entry
+
+    def find_ruin(self, typed: str) -> Entry:
+        """Look up a plugin that can only be removed, by its full ID or its name.
+
+        Raises:
+            PluginNotFound: there is none.
+        """
+        for entry in self._ruins.values():
+            if typed in {entry.record.id, entry.record.name} or f"{typed}:latest" == entry.record.name:
+                return entry
+        raise PluginNotFound(typed)
 
     def find(self, typed: str) -> Entry:
         """Look up what a user typed: full ID, name, or unique ID prefix, in that order (REF 3.1).
@@ -142,7 +159,8 @@ class Inventory:
         Raises:
             PluginExists: a plugin has it, or somebody else holds it.
         """
-        if name in self._by_name or name in self._reserved:
+        ruined = any(entry.record.name == name for entry in self._ruins.values())
+        if ruined or name in self._by_name or name in self._reserved:
             raise PluginExists(name)
         self._reserved.add(name)
         try:

@@ -19,12 +19,12 @@ from pluginsvc.errors import InvalidParameter, PluginsvcError
 from pluginsvc.fsutil import boot_id
 from pluginsvc.model.auth import Credentials, RegistryAccess
 from pluginsvc.model.config import parse_config
-from pluginsvc.model.plugin import PluginRecord
+from pluginsvc.model.plugin import PluginConfig, PluginRecord
 from pluginsvc.model.privilege import Privilege, required_privileges
 from pluginsvc.model.reference import InvalidReference, Reference
 from pluginsvc.plugins import control, install
 from pluginsvc.plugins.install import Sink
-from pluginsvc.plugins.inventory import Entry, PluginExists
+from pluginsvc.plugins.inventory import Entry, PluginExists, PluginNotFound
 from pluginsvc.plugins.parts import Parts
 from pluginsvc.plugins.supervise import Supervisor
 from pluginsvc.runtime.executor import Instance
@@ -160,7 +160,7 @@ class Manager:
                 await install.upgrade(self._parts, job, entry, remote, granted=granted, access=access, sink=sink)
             )
 
-        await self._locked("upgrade", name, work)
+        await self._locked("upgrade", self._parts.inventory.find(name), work)
 
     async def push(self, name: str, *, access: RegistryAccess, sink: Sink) -> None:
         """Push a plugin to the registry its local name names; see ``install.publish``."""
@@ -200,7 +200,7 @@ class Manager:
         async def work(_job: Job, entry: Entry) -> None:
             await control.change_settings(self._parts, entry, arguments)
 
-        await self._locked("set", name, work)
+        await self._locked("set", self._parts.inventory.find(name), work)
 
     async def enable(self, name: str, *, timeout: int) -> None:
         """Start a plugin and keep it running; ``timeout`` in seconds; see ``control.enable``."""
@@ -208,7 +208,7 @@ class Manager:
         async def work(job: Job, entry: Entry) -> None:
             await control.enable(self._parts, self._supervisor, job, entry, typed=name, timeout=timeout)
 
-        await self._locked("enable", name, work)
+        await self._locked("enable", self._parts.inventory.find(name), work)
 
     async def disable(self, name: str, *, force: bool) -> None:
         """Stop a plugin; ``force`` will matter once plugins can be in use by name."""
@@ -216,16 +216,23 @@ class Manager:
         async def work(job: Job, entry: Entry) -> None:
             await control.disable(self._parts, self._supervisor, job, entry, typed=name)
 
-        await self._locked("disable", name, work)
+        await self._locked("disable", self._parts.inventory.find(name), work)
 
     async def remove(self, name: str, *, force: bool) -> None:
-        """Remove a plugin; with ``force`` an enabled one is stopped first; see ``control.remove``."""
+        """Remove a plugin; with ``force`` an enabled one is stopped first; see ``control.remove``.
+
+        A plugin that could not be loaded at start is found here, and nowhere else, by its full ID or name.
+        """
 
         async def work(job: Job, entry: Entry) -> None:
             tombstone = await control.remove(self._parts, self._supervisor, job, entry, typed=name, force=force)
             self._background.start_soon(self._erase, entry.record.id, tombstone)
 
-        await self._locked("remove", name, work)
+        try:
+            entry = self._parts.inventory.find(name)
+        except PluginNotFound:
+            entry = self._parts.inventory.find_ruin(name)
+        await self._locked("remove", entry, work)
 
     async def collect(self, *, dry_run: bool) -> Report:
         """Collect garbage now, or tell what would be collected."""
@@ -273,6 +280,7 @@ class Manager:
         except PluginsvcError as exc:
             # one plugin in ruins must not keep the others, nor the daemon, from coming up
             _log.error("plugin.not_loaded", plugin=record.id, name=record.name, error=str(exc))
+            self._parts.inventory.put_ruin(Entry.of(record, PluginConfig()))
             return
         self._parts.inventory.put(entry)
         if entry.record.unsynced_boot:
@@ -290,15 +298,15 @@ class Manager:
 
     # How mutations run
 
-    async def _locked(self, verb: str, typed: str, work: Callable[[Job, Entry], Awaitable[None]]) -> None:
+    async def _locked(self, verb: str, found: Entry, work: Callable[[Job, Entry], Awaitable[None]]) -> None:
         """Run ``work`` as a job under the plugin's lock, on the plugin as it stands once the lock is held."""
-        plugin_id = self._parts.inventory.find(typed).record.id
+        plugin_id = found.record.id
 
         async def locked(job: Job) -> None:
             async with self._locks(plugin_id):
                 await work(job, self._parts.inventory.get(plugin_id))
 
-        await self._jobs.run(f"{verb} {typed}", locked)
+        await self._jobs.run(f"{verb} {found.record.name}", locked)
 
     async def _erase(self, plugin_id: str, tombstone: Path | None) -> None:
         """Delete what a removed plugin leaves; trouble is logged, and the next start sweeps."""

@@ -12,7 +12,6 @@ from anyio import to_thread
 from pluginsvc.errors import Internal
 from pluginsvc.runtime import cgroup, logs
 from pluginsvc.runtime.bundle import Place, Record
-from pluginsvc.runtime.process import ProcessId
 from pluginsvc.runtime.readiness import SocketWatch
 from pluginsvc.runtime.spec import SOCKETS_INSIDE, cgroup_name
 from pluginsvc.runtime.watches import Watches
@@ -95,8 +94,8 @@ class Instance:
         return self._exit
 
     async def running(self) -> bool:
-        """Tell whether it has not ended yet, or at least nobody has noted it."""
-        return await to_thread.run_sync(ProcessId.of, self._record.monitor.pid) == self._record.monitor
+        """Tell whether it has not ended yet: then ``wait`` would wait."""
+        return not await to_thread.run_sync(self._record.monitor.ended)
 
     def _read_exit(self) -> Exit:
         code = self._place.exit_code(self.container_id)

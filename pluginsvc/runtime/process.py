@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 from pathlib import Path
 from typing import Self
@@ -58,6 +59,18 @@ class ProcessId(msgspec.Struct, frozen=True):
         finally:
             os.close(fd)
         return True
+
+    def ended(self) -> bool:
+        """Tell whether it has ended, reaped or not. Blocks, though not for long."""
+        fd = self.open()
+        if fd is None:
+            return True
+        try:
+            poll = select.poll()
+            poll.register(fd, select.POLLIN)
+            return bool(poll.poll(0))
+        finally:
+            os.close(fd)
 
     async def wait(self) -> None:
         """Return when the process has ended; any number of tasks may wait."""

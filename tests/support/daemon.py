@@ -74,7 +74,7 @@ class Daemon:
         return [line.split()[4] for line in table if f"{self.top}/" in line.split()[4] + "/"]
 
     def processes(self) -> dict[int, str]:
-        """Return what runs for this daemon, itself left out: by its command line, or by a root filesystem of its own."""
+        """Return what runs for this daemon, itself left out: by command line, or by a root file system of its own."""
         found = {}
         for name in os.listdir("/proc"):
             if not name.isdigit() or (self.proc and int(name) == self.proc.pid):

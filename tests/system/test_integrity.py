@@ -71,3 +71,18 @@ def test_a_rootfs_from_before_a_power_cut_is_rebuilt(daemon: Daemon, folder: Cal
     cli.run("plugin", "enable", "p", check=True)
     assert [path.name for path in top.glob("gen-*")] == ["gen-2"]
     wait_until(lambda: record(daemon)["unsynced_boot"] == "")
+
+
+def test_a_plugin_whose_config_is_lost_can_be_removed(daemon: Daemon, folder: Callable[..., Path]) -> None:
+    """A plugin whose config blob is gone does not keep the daemon from starting, is not shown, and can be removed."""
+    cli = daemon.cli()
+    cli.run("plugin", "create", "p", str(folder()), check=True)
+    found = record(daemon)
+    daemon.stop()
+    (daemon.root / "content" / "blobs" / "sha256" / str(found["config"]).removeprefix("sha256:")).unlink()
+    daemon.start()
+    assert cli.run("plugin", "inspect", "p").returncode != 0
+    assert cli.run("plugin", "create", "p", str(folder())).returncode != 0
+    assert cli.run("plugin", "rm", "p", check=True).stdout.strip() == "p"
+    wait_until(lambda: not list((daemon.root / "plugins").iterdir()) and not daemon.blobs())
+    cli.run("plugin", "create", "p", str(folder()), check=True)

@@ -142,3 +142,18 @@ def test_new_id(inventory: Inventory) -> None:
     drawn = [inventory.new_id() for _ in range(2000)]
     assert len(set(drawn)) == 2000
     assert all(len(i) == 64 and not i[:12].isdecimal() for i in drawn)
+
+
+def test_a_ruin_can_only_be_removed(inventory: Inventory) -> None:
+    """A plugin that could not be loaded is neither listed nor found, holds its name, and is found for removal."""
+    ruin = entry("e" * 64, "broken:latest")
+    inventory.put_ruin(ruin)
+    with pytest.raises(PluginNotFound):
+        inventory.find("broken")
+    assert "broken:latest" not in names(inventory.listing({}))
+    with pytest.raises(PluginExists), inventory.reserve("broken:latest"):
+        pytest.fail("the name was given out")
+    assert inventory.find_ruin("broken") == inventory.find_ruin("e" * 64) == inventory.get("e" * 64) == ruin
+    inventory.drop("e" * 64)
+    with pytest.raises(PluginNotFound):
+        inventory.find_ruin("broken")
