@@ -1,7 +1,7 @@
 """A journal and a bus in one list, for the manager that keeps all in memory."""
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 
 import anyio
@@ -35,7 +35,7 @@ class MemoryEvents:
 
     async def _events(
         self, at: int, since_ns: int | None, until_ns: int | None, wanted: Callable[[Event], bool]
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         while True:
             more = self._more
             for event in self.journal[at:]:

@@ -74,7 +74,7 @@ def workers(pid: int) -> list[int]:
 def purge(daemon: Daemon) -> None:
     """End and unmount whatever a daemon that is dead, after a test that failed, has left; nothing there is fine."""
     for container in names(daemon.run / "runtime"):
-        words = [parts.find("runc"), "--root", daemon.run / "runtime", "delete", "--force", container]
+        words: list[str | Path] = [parts.find("runc"), "--root", daemon.run / "runtime", "delete", "--force", container]
         subprocess.run(words, check=False, capture_output=True, timeout=30)
     for pid in daemon.processes():
         with suppress(ProcessLookupError):
