@@ -97,19 +97,30 @@ def _problems(settings: Settings) -> list[str]:
     found += [
         f"insecure-registries: {value!r} is neither host, host:port nor CIDR"
         for value in settings.insecure_registries
-        if not _REGISTRY.fullmatch(value) and not _is_network(value)
+        if not _is_registry(value) and not _is_network(value)
     ]
-    for value in settings.registry_mirrors:
-        url = urlsplit(value)
-        if url.scheme not in {"http", "https"} or not url.hostname or url.query or url.fragment or url.username:
-            found.append(f"registry-mirrors: {value!r} is not a plain http or https URL")
+    found += [
+        f"registry-mirrors: {value!r} is not http:// or https:// with a host, an optional port and nothing else"
+        for value in settings.registry_mirrors
+        if not _is_mirror(value)
+    ]
     return found
+
+
+def _is_registry(value: str) -> bool:
+    port = value.rpartition("]")[2].rpartition(":")[2] if ":" in value.rpartition("]")[2] else ""
+    return bool(_REGISTRY.fullmatch(value)) and int(port or "1") in range(1, 65536)
+
+
+def _is_mirror(value: str) -> bool:
+    scheme, _, host = value.rstrip("/").partition("://")
+    return scheme in {"http", "https"} and _is_registry(host)
 
 
 def host_problem(host: str) -> str:
     """Say what is wrong with a listening address, or nothing."""
-    url = urlsplit(host)
     try:
+        url = urlsplit(host)
         if url.scheme == "unix" and url.path.startswith("/") and not url.netloc:
             return ""
         if url.scheme == "fd" and host == "fd://":

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sqlite3
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -32,9 +33,10 @@ from pluginsvc.content.store import ContentStore
 from pluginsvc.errors import Conflict, Internal, InvalidParameter, PluginsvcError, first_leaf
 from pluginsvc.events.bus import Bus
 from pluginsvc.events.journal import Publisher, follow
-from pluginsvc.events.subscribers import audit_log
-from pluginsvc.fsutil import atomic_write
+from pluginsvc.events.subscribers import audit_log, notify
+from pluginsvc.fsutil import atomic_write, boot_id
 from pluginsvc.model.digest import Digest
+from pluginsvc.model.event import Event
 from pluginsvc.plugins.disk import Disk
 from pluginsvc.plugins.inventory import Inventory
 from pluginsvc.plugins.manager import Manager
@@ -96,7 +98,10 @@ def run(settings: Settings, reload: Callable[[], Settings]) -> None:
     # files of plugins come with modes of their own; ours are for root alone
     os.umask(0o077)
     root, run_root = Path(settings.root), Path(settings.run_root)
-    with _locked(root), _locked(run_root):
+    # read before there is a loop to block
+    boot_id()
+    # the group of the API's socket has to pass RUN; ROOT is nobody else's business
+    with _locked(root, 0o700), _locked(run_root, 0o711):
         try:
             anyio.run(_Daemon(settings, reload).run, inherited_sockets())
         except* PluginsvcError as group:
@@ -104,10 +109,12 @@ def run(settings: Settings, reload: Callable[[], Settings]) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the exclusive lock of a directory, made where it is missing; no child inherits it."""
+def _locked(path: Path, mode: int) -> Iterator[None]:
+    """Hold the exclusive lock of a directory, made with ``mode`` where it is missing; no child inherits it."""
     try:
-        path.mkdir(mode=0o711, parents=True, exist_ok=True)
+        if not path.is_dir():
+            path.mkdir(parents=True)
+            path.chmod(mode)
         fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as exc:
         raise NoDirectory(path, exc) from exc
@@ -129,6 +136,7 @@ class _Daemon:
         self._reload = reload
         self._notifier = Notifier()
         self._stop = anyio.Event()
+        self._ready = False
 
     async def run(self, inherited: list[int]) -> None:
         """Open everything, serve until told to stop, close in reverse order."""
@@ -181,6 +189,7 @@ class _Daemon:
             publisher = Publisher(database, bus)
             await services.start(publisher.run)
             services.start_soon(audit_log, database, bus)
+            services.start_soon(notify, bus, _leaves_garbage, collector.trigger)
             services.start_soon(self._prune_journal, database)
             if self._notifier.watchdog_interval is not None:
                 services.start_soon(self._feed_watchdog, self._notifier.watchdog_interval)
@@ -191,9 +200,8 @@ class _Daemon:
                 services.start_soon(collector.serve)
                 app = make_app(manager=manager, system=facts, events=partial(follow, database, bus))
                 async with serve(app, _listeners(settings, inherited), grace=settings.shutdown_timeout) as addresses:
-                    with anyio.move_on_after(READY_WITHIN):
-                        for event in wished:
-                            await event.wait()
+                    await self._wait_for(wished)
+                    self._ready = True
                     self._notifier.ready(f"{len(parts.inventory)} plugins, {len(wished)} enabled")
                     _log.info(
                         "daemon.ready",
@@ -210,6 +218,20 @@ class _Daemon:
             services.cancel_scope.cancel()
         _log.info("daemon.stopped")
 
+    async def _wait_for(self, wished: list[anyio.Event]) -> None:
+        """Wait until each wished plugin is ready or has failed once, the time is up, or we are told to stop."""
+        async with anyio.create_task_group() as group:
+
+            async def leave_early() -> None:
+                await self._stop.wait()
+                group.cancel_scope.cancel()
+
+            group.start_soon(leave_early)
+            with anyio.move_on_after(READY_WITHIN):
+                for event in wished:
+                    await event.wait()
+            group.cancel_scope.cancel()
+
     async def _signals(
         self,
         registry: Registry,
@@ -221,16 +243,20 @@ class _Daemon:
             task_status.started()
             async for number in signals:
                 if number == signal.SIGHUP:
-                    self._notifier.reloading()
-                    self._take_over(registry, facts)
-                    self._notifier.ready("configuration read again")
+                    # before the first READY there is nothing to say: the end of a reload is told by READY too
+                    if self._ready:
+                        self._notifier.reloading()
+                    await self._take_over(registry, facts)
+                    if self._ready:
+                        self._notifier.ready("configuration read again")
                 else:
                     self._stop.set()
 
-    def _take_over(self, registry: Registry, facts: SystemFacts) -> None:
+    async def _take_over(self, registry: Registry, facts: SystemFacts) -> None:
         """Apply what may change in a running daemon; a configuration that is wrong changes nothing."""
         try:
-            fresh = self._reload()
+            fresh = await to_thread.run_sync(self._reload)
+            hosts = _hosts(fresh)
         except PluginsvcError as exc:
             _log.error("daemon.reload_refused", error=str(exc))
             return
@@ -238,7 +264,7 @@ class _Daemon:
             field for field in Settings.__struct_fields__ if getattr(fresh, field) != getattr(self._settings, field)
         }
         log.configure(level=fresh.log_level, style=self._settings.log_format)
-        registry.use(_hosts(fresh))
+        registry.use(hosts)
         facts.insecure, facts.mirrors = fresh.insecure_registries, fresh.registry_mirrors
         facts.debug = fresh.log_level == "debug"
         _log.info("daemon.reloaded", changed=sorted(changed & RELOADABLE), needs_restart=sorted(changed - RELOADABLE))
@@ -286,6 +312,7 @@ def _facts(settings: Settings) -> SystemFacts:
         insecure=settings.insecure_registries,
         mirrors=settings.registry_mirrors,
         debug=settings.log_level == "debug",
+        live_restore=settings.live_restore,
     )
 
 
@@ -309,6 +336,11 @@ def _listeners(settings: Settings, inherited: list[int]) -> list[Listener]:
     return found
 
 
+def _leaves_garbage(event: Event) -> bool:
+    """Tell whether blobs may have lost their last user."""
+    return event.action in {"remove", "upgrade"}
+
+
 def _hosts(settings: Settings) -> Hosts:
     return Hosts(
         insecure=settings.insecure_registries,
@@ -324,6 +356,7 @@ async def _lease(database: Database, lease_id: str, digest: Digest) -> None:
 async def _roots(database: Database, ended: set[str]) -> set[Digest]:
     """Return what plugins name, and what jobs under way have leased."""
     await end_leases(database, ended)
+    await database.write(lambda db: leases.expire(db, time.time_ns()))
     return await database.read(lambda db: plugins.digests(db) | leases.digests(db))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from functools import cache
 from pathlib import Path
 
 from pluginsvc.errors import Internal
@@ -105,6 +106,7 @@ def remove_tree(path: Path) -> None:
     path.rmdir()
 
 
+@cache
 def boot_id() -> str:
-    """Return the kernel's random ID of this boot."""
+    """Return the kernel's random ID of this boot; read once."""
     return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()

@@ -28,6 +28,7 @@ JSON_TIMEOUT = 60.0
 """Seconds a client may take to send a JSON body."""
 
 _SCAN_LIMIT = 64 * 1024
+_IDLE = 300.0
 _WORD = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _MEDIA_TYPE = re.compile(rf"({_WORD})(/({_WORD})?)?")
 _MEDIA_PARAMETERS = re.compile(rf'(?:;\s*{_WORD}\s*=\s*(?:{_WORD}|"(?:[^"\\]|\\.)*")\s*)*;?\s*')
@@ -50,12 +51,19 @@ async def chunks(request: web.BaseRequest) -> AsyncIterator[bytes]:
 
     Raises:
         ClientGone: the connection broke off; never mistaken for the end.
-        InvalidBody: the framing is broken.
+        InvalidBody: the framing is broken, or nothing comes for ``_IDLE`` seconds.
     """
     try:
         await _ask_for_body(request)
-        async for chunk in request.content.iter_any():
+        while True:
+            # a client that stalls must not hold a confined child for ever
+            with anyio.fail_after(_IDLE):
+                chunk = await request.content.readany()
+            if not chunk:
+                return
             yield chunk
+    except TimeoutError as exc:
+        raise InvalidBody(f"no byte of the request body came for {_IDLE:g} s: send it again") from exc
     except RequestPayloadError as exc:
         raise InvalidBody(f"the request body cannot be read: {exc}") from exc
     except (ConnectionError, PayloadAccessError) as exc:

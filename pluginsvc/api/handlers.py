@@ -154,7 +154,10 @@ class PluginHandlers:
         granted = privilege_list(await read_json(request))
         remote = params.remote(request.query)
         name = request.query.get("name", "")
-        request[CONTEXT].headers["Docker-Plugin-Name"] = self._manager.pull_name(remote, name)
+        local = self._manager.pull_name(remote, name)
+        # a name with a tag is echoed as it was typed (REF 3.1)
+        typed = name and Reference.parse(name).tag
+        request[CONTEXT].headers["Docker-Plugin-Name"] = name if typed else local
         access = params.registry_access(request.headers)
         return await stream(
             request, lambda sink: self._manager.pull(remote, name=name, granted=granted, access=access, sink=sink)

@@ -61,6 +61,7 @@ class SystemFacts:
         insecure: configured insecure registries, ``host[:port]`` or CIDR.
         mirrors: configured mirrors of docker.io, as URLs.
         debug: whether it logs at debug level.
+        live_restore: whether plugins go on when it stops.
     """
 
     id: str
@@ -73,6 +74,7 @@ class SystemFacts:
     insecure: Sequence[str] = ()
     mirrors: Sequence[str] = ()
     debug: bool = False
+    live_restore: bool = True
 
     @property
     def engine_version(self) -> str:
@@ -141,6 +143,7 @@ class SystemHandlers:
                 "ServerVersion": facts.engine_version,
                 "DockerRootDir": str(facts.root),
                 "Debug": facts.debug,
+                "LiveRestoreEnabled": facts.live_restore,
                 "DefaultRuntime": facts.runtime,
                 "Runtimes": {facts.runtime: {"path": facts.runtime}},
                 "NEventsListener": len(self._event_streams),
@@ -269,7 +272,6 @@ _NOT_HERE: dict[str, Any] = {
     "NoProxy": "",
     "Labels": [],
     "ExperimentalBuild": False,
-    "LiveRestoreEnabled": True,
     "Isolation": "",
     "InitBinary": "",
     "ContainerdCommit": {"ID": "N/A", "Expected": "N/A"},

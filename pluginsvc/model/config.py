@@ -42,7 +42,7 @@ def parse_config(raw: bytes) -> PluginConfig:
     """
     try:
         document = msgspec.json.decode(raw)
-    except (msgspec.MsgspecError, RecursionError) as exc:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         raise InvalidPluginConfig([str(exc)]) from exc
     if not isinstance(document, dict):
         raise InvalidPluginConfig(["the document is not a JSON object"])

@@ -34,7 +34,7 @@ def require_disabled(entry: Entry, message: str) -> None:
         raise WrongState(message)
 
 
-async def change_settings(parts: Parts, entry: Entry, arguments: list[str]) -> None:
+async def change_settings(parts: Parts, job: Job, entry: Entry, arguments: list[str]) -> None:
     """Apply all of ``arguments`` or none (REF 3.7, 7.49)."""
     require_disabled(entry, "cannot set on an active plugin, disable plugin before setting")
     settings = apply_settings(entry.config, entry.record.settings, arguments)
@@ -42,7 +42,8 @@ async def change_settings(parts: Parts, entry: Entry, arguments: list[str]) -> N
         record = msgspec.structs.replace(entry.record, settings=settings)
         names = ",".join(argument.partition("=")[0] for argument in arguments)
         # values may be secrets: the event names what was set, not to what
-        await parts.save(record, entry.config, lifecycle("set", record, attributes={"settings": names}))
+        with job.commit():
+            await parts.save(record, entry.config, lifecycle("set", record, attributes={"settings": names}))
 
 
 async def enable(parts: Parts, supervisor: Supervisor, job: Job, entry: Entry, *, typed: str, timeout: int) -> None:
@@ -58,17 +59,19 @@ async def enable(parts: Parts, supervisor: Supervisor, job: Job, entry: Entry, *
     """
     record = entry.record
     require_disabled(entry, f"plugin already enabled: plugin {record.name} is enabled")
-    instance = await supervisor.start(entry, timeout)
     try:
+        instance = await supervisor.start(entry, timeout)
         with job.commit():
+            # as it stands now: the start may have rebuilt the rootfs
+            record = parts.inventory.get(record.id).record
             record = msgspec.structs.replace(record, enabled=True, timeout=max(0, timeout))
             view = EngineView(actor=record.id, name=typed)
             await parts.save(record, entry.config, lifecycle("enable", record, view))
             supervisor.watch(record.id, instance)
     except BaseException:
         # the wish was not saved: what runs must not outlive it
-        with anyio.move_on_after(CLEANUP_SECONDS, shield=True):
-            await supervisor.clear(record.id)
+        with anyio.move_on_after(parts.stop_grace + CLEANUP_SECONDS, shield=True):
+            await _clear(supervisor, entry)
         raise
 
 
@@ -78,12 +81,14 @@ async def disable(parts: Parts, supervisor: Supervisor, job: Job, entry: Entry, 
     if not record.enabled:
         raise WrongState(f"plugin is already disabled: plugin {record.name} found but disabled")
     with job.commit():
-        await _stop(supervisor, entry)
-        record = msgspec.structs.replace(record, enabled=False)
-        event = lifecycle("disable", record, EngineView(actor=record.id, name=typed))
+        await supervisor.release(record.id)
         try:
+            await _clear(supervisor, entry)
+            # as it stands now: a start may have rebuilt the rootfs
+            record = msgspec.structs.replace(parts.inventory.get(record.id).record, enabled=False)
+            event = lifecycle("disable", record, EngineView(actor=record.id, name=typed))
             await parts.save(record, entry.config, event)
-        except PluginsvcError:
+        except Exception:
             # the wish stands, so somebody must go on fulfilling it
             supervisor.watch(record.id, None)
             raise
@@ -109,22 +114,20 @@ async def remove(
         journal.append(db, lifecycle("remove", record, EngineView(actor=record.id, name=typed)))
 
     with job.commit():
-        await _stop(supervisor, entry)
+        await supervisor.release(record.id)
         try:
+            await _clear(supervisor, entry)
             await parts.database.write(work)
-        except PluginsvcError:
+        except Exception:
             if record.enabled:
                 supervisor.watch(record.id, None)
             raise
         parts.inventory.drop(record.id)
-        tombstone = await parts.disk.bury(record.id)
-    parts.collect()
-    return tombstone
+        return await parts.disk.bury(record.id)
 
 
-async def _stop(supervisor: Supervisor, entry: Entry) -> None:
-    """Take the plugin from its supervision and stop it; what cannot be stopped is logged, as in Docker."""
-    await supervisor.release(entry.record.id)
+async def _clear(supervisor: Supervisor, entry: Entry) -> None:
+    """Stop the plugin and unmount what it mounted; what cannot be stopped is logged, as in Docker."""
     try:
         await supervisor.clear(entry.record.id)
     except PluginsvcError as exc:

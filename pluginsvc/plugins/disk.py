@@ -107,7 +107,12 @@ class Disk:
         path = self.propagated(plugin_id)
 
         def work() -> None:
-            path.mkdir(mode=0o755, exist_ok=True)
+            try:
+                path.mkdir()
+                # whatever the umask: a plugin may go down to another user and still has to get in (REF 3.6)
+                path.chmod(0o755)
+            except FileExistsError:
+                pass
             mounts.make_shared(path)
 
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
+import anyio
 import msgspec
 import structlog
 from anyio import to_thread
@@ -187,36 +188,47 @@ async def upgrade(
     return upgraded
 
 
-async def publish(parts: Parts, entry: Entry, *, access: RegistryAccess, sink: Sink) -> None:
+async def publish(parts: Parts, job: Job, entry: Entry, *, access: RegistryAccess, sink: Sink) -> None:
     """Push a plugin under its local name, byte for byte as it is stored (REF 4.5)."""
     record = entry.record
     reference = Reference.parse(record.name)
+
+    async def noting(line: Line) -> None:
+        if line.aux is not None:
+            # the manifest is there: a client that goes away at its last line must not take the event along
+            with job.commit():
+                attributes = {"digest": line.aux.digest, "tag": line.aux.tag}
+                await parts.note(lifecycle("push", record, attributes=attributes))
+        await sink(line)
+
     async with parts.lease(f"push {record.name}") as lease:
         # an upgrade or a removal meanwhile must not take away what is being sent
         for digest in record.blobs:
             await parts.hold(lease, digest)
-        aux = await push.push(
+        await push.push(
             parts.store,
             parts.registry.pusher(reference, access),
             raw=await parts.store.read(record.manifest),
             reference=reference,
             source=record.source,
-            sink=sink,
+            sink=noting,
             limit=parts.uploads,
         )
-    await parts.note(lifecycle("push", record, attributes={"digest": aux.digest, "tag": aux.tag}))
 
 
 async def rebuild(parts: Parts, entry: Entry) -> Entry:
-    """Unpack a plugin's rootfs anew from its blobs, into the next generation (design D15)."""
+    """Unpack a plugin's rootfs anew from its blobs, into the next generation, and sync it (design D15)."""
     old = entry.record
+    _log.warning("plugin.rebuilding", plugin=old.id, name=old.name)
     manifest = parse_manifest(await parts.store.read(old.manifest))
     async with parts.staging() as staging:
         async with parts.confinement.unpack(staging / "rootfs") as unpacker:
             for layer in manifest.layers:
                 await unpacker.apply(parts.store.path(layer.digest), layer, lambda _: None)
-        record = msgspec.structs.replace(old, generation=old.generation + 1, unsynced_boot=boot_id())
-        rebuilt = await parts.commit(staging, record, entry.config)
+        await parts.disk.sync(staging)
+        record = msgspec.structs.replace(old, generation=old.generation + 1, unsynced_boot="")
+        with anyio.CancelScope(shield=True):
+            rebuilt = await parts.commit(staging, record, entry.config)
     await parts.disk.discard(parts.disk.rootfs(old.id, old.generation).parent)
     return rebuilt
 

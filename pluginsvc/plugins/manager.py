@@ -160,14 +160,14 @@ class Manager:
                 await install.upgrade(self._parts, job, entry, remote, granted=granted, access=access, sink=sink)
             )
 
-        await self._locked("upgrade", self._parts.inventory.find(name), work)
+        await self._locked("upgrade", name, self._parts.inventory.find(name), work)
 
     async def push(self, name: str, *, access: RegistryAccess, sink: Sink) -> None:
         """Push a plugin to the registry its local name names; see ``install.publish``."""
         entry = self._parts.inventory.find(name)
 
-        async def work(_job: Job) -> None:
-            await install.publish(self._parts, entry, access=access, sink=sink)
+        async def work(job: Job) -> None:
+            await install.publish(self._parts, job, entry, access=access, sink=sink)
 
         await self._jobs.run(f"push {entry.record.name}", work)
 
@@ -197,10 +197,10 @@ class Manager:
     async def set(self, name: str, arguments: list[str]) -> None:
         """Change settings of a disabled plugin; see ``control.change_settings``."""
 
-        async def work(_job: Job, entry: Entry) -> None:
-            await control.change_settings(self._parts, entry, arguments)
+        async def work(job: Job, entry: Entry) -> None:
+            await control.change_settings(self._parts, job, entry, arguments)
 
-        await self._locked("set", self._parts.inventory.find(name), work)
+        await self._locked("set", name, self._parts.inventory.find(name), work)
 
     async def enable(self, name: str, *, timeout: int) -> None:
         """Start a plugin and keep it running; ``timeout`` in seconds; see ``control.enable``."""
@@ -208,7 +208,7 @@ class Manager:
         async def work(job: Job, entry: Entry) -> None:
             await control.enable(self._parts, self._supervisor, job, entry, typed=name, timeout=timeout)
 
-        await self._locked("enable", self._parts.inventory.find(name), work)
+        await self._locked("enable", name, self._parts.inventory.find(name), work)
 
     async def disable(self, name: str, *, force: bool) -> None:
         """Stop a plugin; ``force`` will matter once plugins can be in use by name."""
@@ -216,7 +216,7 @@ class Manager:
         async def work(job: Job, entry: Entry) -> None:
             await control.disable(self._parts, self._supervisor, job, entry, typed=name)
 
-        await self._locked("disable", self._parts.inventory.find(name), work)
+        await self._locked("disable", name, self._parts.inventory.find(name), work)
 
     async def remove(self, name: str, *, force: bool) -> None:
         """Remove a plugin; with ``force`` an enabled one is stopped first; see ``control.remove``.
@@ -232,19 +232,22 @@ class Manager:
             entry = self._parts.inventory.find(name)
         except PluginNotFound:
             entry = self._parts.inventory.find_ruin(name)
-        await self._locked("remove", entry, work)
+        await self._locked("remove", name, entry, work)
 
     async def collect(self, *, dry_run: bool) -> Report:
         """Collect garbage now, or tell what would be collected."""
-        return await self._collector.run_once(dry_run=dry_run)
+
+        async def work(_job: Job) -> Report:
+            return await self._collector.run_once(dry_run=dry_run)
+
+        return await self._jobs.run("collect", work)
 
     # Start of the daemon
 
     async def restore(self) -> list[anyio.Event]:
         """Bring back what the database knows (design §3, D15).
 
-        Records are loaded, leftovers of a crash swept, unsynced rootfs of another boot rebuilt, live plugins attached
-        to, and the other wished ones started.
+        Records are loaded, leftovers of a crash swept, live plugins attached to, and the other wished ones started.
 
         Returns:
             One event per wished plugin, set when it is ready or has failed once.
@@ -274,16 +277,13 @@ class Manager:
     async def _load(self, record: PluginRecord) -> None:
         try:
             entry = Entry.of(record, parse_config(await self._parts.store.read(record.config)))
-            if record.unsynced_boot and record.unsynced_boot != boot_id():
-                _log.warning("plugin.rebuilding", plugin=record.id, name=record.name)
-                entry = await install.rebuild(self._parts, entry)
         except PluginsvcError as exc:
             # one plugin in ruins must not keep the others, nor the daemon, from coming up
             _log.error("plugin.not_loaded", plugin=record.id, name=record.name, error=str(exc))
             self._parts.inventory.put_ruin(Entry.of(record, PluginConfig()))
             return
         self._parts.inventory.put(entry)
-        if entry.record.unsynced_boot:
+        if record.unsynced_boot == boot_id():
             self._settle_soon(entry)
 
     async def _clear_strays(self, wished: frozenset[str]) -> None:
@@ -298,13 +298,18 @@ class Manager:
 
     # How mutations run
 
-    async def _locked(self, verb: str, found: Entry, work: Callable[[Job, Entry], Awaitable[None]]) -> None:
+    async def _locked(self, verb: str, typed: str, found: Entry, work: Callable[[Job, Entry], Awaitable[None]]) -> None:
         """Run ``work`` as a job under the plugin's lock, on the plugin as it stands once the lock is held."""
         plugin_id = found.record.id
 
         async def locked(job: Job) -> None:
             async with self._locks(plugin_id):
-                await work(job, self._parts.inventory.get(plugin_id))
+                try:
+                    entry = self._parts.inventory.get(plugin_id)
+                except PluginNotFound:
+                    # removed while we waited
+                    raise PluginNotFound(typed) from None
+                await work(job, entry)
 
         await self._jobs.run(f"{verb} {found.record.name}", locked)
 

@@ -13,8 +13,10 @@ import anyio
 import anyio.abc
 import structlog
 
-from pluginsvc.errors import InvalidParameter, PluginsvcError, first_leaf
+from pluginsvc.errors import Internal, InvalidParameter, PluginsvcError, first_leaf
+from pluginsvc.fsutil import boot_id
 from pluginsvc.model.event import Event
+from pluginsvc.plugins import install
 from pluginsvc.plugins.inventory import Entry
 from pluginsvc.plugins.parts import CLEANUP_SECONDS, Parts, lifecycle
 from pluginsvc.runtime.executor import Exit, Instance, Launch
@@ -41,6 +43,14 @@ class NoEntrypoint(InvalidParameter):
     def __init__(self, name: str) -> None:
         self.name = name
         super().__init__(f"plugin {name} cannot be enabled: its config has no Entrypoint")
+
+
+class CannotStop(Internal):
+    """The machine, short of descriptors or threads, kept a plugin from being stopped."""
+
+    def __init__(self, plugin_id: str, error: OSError) -> None:
+        self.plugin_id, self.error = plugin_id, error
+        super().__init__(f"plugin {plugin_id[:12]} cannot be stopped: {error.strerror or error}; try again")
 
 
 class _Watch:
@@ -84,6 +94,9 @@ class Supervisor:
             raise NoEntrypoint(record.name)
         if not config.interface.socket:
             raise NoSocket(record.name)
+        if record.unsynced_boot not in {"", boot_id()}:
+            entry = await install.rebuild(self._parts, entry)
+            record = entry.record
         try:
             propagated: Path | None = None
             if config.propagated_mount:
@@ -100,20 +113,42 @@ class Supervisor:
             await instance.ready(config.interface.socket, max(MOBY_BUDGET, timeout))
         except BaseException:
             with anyio.move_on_after(CLEANUP_SECONDS, shield=True):
-                await self.clear(record.id)
+                await self._kill(record.id)
             raise
         self._instances[record.id] = instance
         return instance
 
-    async def clear(self, plugin_id: str) -> None:
-        """Stop whatever runs of a plugin and undo its container, bundle and mounts; nothing there is fine."""
+    async def _kill(self, plugin_id: str) -> None:
+        """Undo a start; why it failed is what the caller must hear of, not what this meets."""
+        try:
+            await self._parts.executor.cleanup(plugin_id)
+        except PluginsvcError as exc:
+            _log.error("plugin.not_cleared", plugin=plugin_id, error=str(exc))
+
+    async def stop(self, plugin_id: str) -> None:
+        """Stop whatever runs of a plugin and undo its container and bundle; nothing there is fine.
+
+        What it has mounted for the host stays: a plugin that starts again finds its volumes as they were.
+
+        Raises:
+            RuntimeFailed, CannotStop: something of it would not go.
+        """
         instance = self._instances.pop(plugin_id, None)
-        if instance is None:
-            instance = await self._parts.executor.attach(plugin_id)
-        if instance is not None:
-            await instance.stop(grace=self._parts.stop_grace)
+        try:
+            if instance is None:
+                instance = await self._parts.executor.attach(plugin_id)
+            if instance is not None:
+                await instance.stop(grace=self._parts.stop_grace)
+        except OSError as exc:
+            raise CannotStop(plugin_id, exc) from exc
         await self._parts.executor.cleanup(plugin_id)
-        await self._parts.disk.unmount(self._parts.disk.plugin(plugin_id))
+
+    async def clear(self, plugin_id: str) -> None:
+        """Stop a plugin as ``stop`` does, and unmount all that is mounted in its directory."""
+        try:
+            await self.stop(plugin_id)
+        finally:
+            await self._parts.disk.unmount(self._parts.disk.plugin(plugin_id))
 
     def watch(self, plugin_id: str, instance: Instance | None) -> anyio.Event:
         """Take charge of a plugin: of its instance, or of starting one.
@@ -138,12 +173,15 @@ class Supervisor:
 
     async def stop_all(self) -> None:
         """Stop every running plugin at once, their wishes untouched (REF 7.55)."""
+        watched = list(self._watches)
+        # all of them first: one that waits for its next start must not rise while the others are stopped
+        for plugin_id in watched:
+            await self.release(plugin_id)
         async with anyio.create_task_group() as group:
-            for plugin_id in list(self._instances):
+            for plugin_id in {*watched, *self._instances}:
                 group.start_soon(self._stop_one, plugin_id)
 
     async def _stop_one(self, plugin_id: str) -> None:
-        await self.release(plugin_id)
         try:
             await self.clear(plugin_id)
         except PluginsvcError as exc:
@@ -162,27 +200,42 @@ class Supervisor:
         failures = 0
         while True:
             entry = self._parts.inventory.get(plugin_id)
-            instance = self._instances.get(plugin_id)
-            if instance is None:
-                instance = await self._try_start(entry, failures)
-                watch.tried.set()
-                if instance is None:
-                    failures += 1
-                    await anyio.sleep(_jittered(delay))
-                    delay = min(delay * 2, LONGEST_DELAY)
-                    continue
-            # one that ended while the daemon was away is not ready: the start that follows is its try
-            if await instance.running():
-                watch.tried.set()
             since = anyio.current_time()
-            status = await instance.wait()
-            if anyio.current_time() - since >= HEALTHY_AFTER:
+            try:
+                await self._one_life(entry, watch, failures)
+            except Exception as exc:  # noqa: BLE001 - whatever it was, a wished plugin is tried again
+                error = first_leaf(exc)
+                known = isinstance(error, PluginsvcError)
+                _log.error(
+                    "plugin.failed",
+                    plugin=plugin_id,
+                    name=entry.record.name,
+                    error=str(error),
+                    failures=failures + 1,
+                    exc_info=None if known else exc,
+                )
+                watch.tried.set()
+            if anyio.current_time() - since >= HEALTHY_AFTER and plugin_id not in self._instances:
                 delay, failures = FIRST_DELAY, 0
             failures += 1
-            with anyio.CancelScope(shield=True):
-                await self._after_exit(entry, instance, status)
             await anyio.sleep(_jittered(delay))
             delay = min(delay * 2, LONGEST_DELAY)
+
+    async def _one_life(self, entry: Entry, watch: _Watch, failures: int) -> None:
+        """Start the plugin unless it runs, and return once it has ended and that is noted."""
+        record = entry.record
+        instance = self._instances.get(record.id)
+        if instance is None:
+            instance = await self.start(entry, record.timeout)
+            if failures:
+                await self._note(lifecycle("restart", record, attributes={"failures": str(failures)}))
+            _log.info("plugin.running", plugin=record.id, name=record.name)
+        # one that ended while the daemon was away is not ready: the start that follows is its try
+        if await instance.running():
+            watch.tried.set()
+        status = await instance.wait()
+        with anyio.CancelScope(shield=True):
+            await self._after_exit(entry, instance, status)
 
     async def _after_exit(self, entry: Entry, instance: Instance, status: Exit) -> None:
         record = entry.record
@@ -191,12 +244,9 @@ class Supervisor:
         attributes = {"code": str(status.code), "oom": str(status.oom).lower(), "log": "\n".join(tail)}
         if status.signal is not None:
             attributes["signal"] = str(status.signal)
-        try:
-            await self.clear(record.id)
-        except PluginsvcError as exc:
-            # the next start clears once more, and says so if it still cannot
-            _log.error("plugin.exit_not_cleared", plugin=record.id, error=str(exc))
+        # noted before the evidence is cleared away: a crash in between makes it noted twice, not never
         await self._note(lifecycle("exit", record, attributes=attributes))
+        await self.stop(record.id)
 
     async def _note(self, event: Event) -> None:
         try:
@@ -204,26 +254,6 @@ class Supervisor:
         except PluginsvcError as exc:
             # a full disk must not end the supervision of anything
             _log.error("plugin.event_not_noted", plugin=event.plugin_id, action=event.action, error=str(exc))
-
-    async def _try_start(self, entry: Entry, failures: int) -> Instance | None:
-        record = entry.record
-        try:
-            instance = await self.start(entry, record.timeout)
-        except Exception as exc:  # noqa: BLE001 - whatever the reason, a wished plugin is tried again
-            error = first_leaf(exc)
-            _log.error(
-                "plugin.start_failed",
-                plugin=record.id,
-                name=record.name,
-                error=str(error),
-                failures=failures + 1,
-                exc_info=None if isinstance(error, PluginsvcError) else exc,
-            )
-            return None
-        if failures:
-            await self._note(lifecycle("restart", record, attributes={"failures": str(failures)}))
-        _log.info("plugin.running", plugin=record.id, name=record.name)
-        return instance
 
 
 def _jittered(delay: float) -> float:

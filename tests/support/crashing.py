@@ -42,7 +42,7 @@ class _Steps:
         """Hook ourselves in; each step is told of before it happens, a commit also after it."""
         sys.addaudithook(self._audit)
         from pluginsvc.rootfs import mounts  # noqa: PLC0415 - the daemon's modules are the zygote's alone
-        from pluginsvc.state.database import Database  # noqa: PLC0415
+        from pluginsvc.state.database import Database  # noqa: PLC0415 - the same
 
         fsync, make_shared, write = os.fsync, mounts.make_shared, Database._write
 
@@ -62,7 +62,7 @@ class _Steps:
             self.step(f"after {name}")
             return result
 
-        # mypy: ignore-errors would hide more; a module and a class are patched here on purpose
+        # patched for the length of a process that is only there to die
         setattr(os, "fsync", stepped_fsync)  # noqa: B010 - assigning would be a type error
         setattr(mounts, "make_shared", stepped_make_shared)  # noqa: B010 - the same
         setattr(Database, "_write", stepped_write)  # noqa: B010 - the same

@@ -71,6 +71,15 @@ def workers(pid: int) -> list[int]:
     return found
 
 
+def _is_of(pid: int, containers: set[str]) -> bool:
+    """Tell whether a process is the monitor of one of these containers, or runs in one."""
+    try:
+        text = Path(f"/proc/{pid}/cmdline").read_text() + Path(f"/proc/{pid}/cgroup").read_text()
+    except OSError:
+        return True  # it has ended
+    return any(name in text for name in containers)
+
+
 def purge(daemon: Daemon) -> None:
     """End and unmount whatever a daemon that is dead, after a test that failed, has left; nothing there is fine."""
     for container in names(daemon.run / "runtime"):
@@ -106,8 +115,10 @@ def check_files(daemon: Daemon) -> None:
             ours = any(path.name.startswith(f"pluginsvc-{event['plugin_id'][:12]}") for event in journal(daemon))
             assert not ours or path.name.removeprefix("pluginsvc-") in containers, path
     assert all(any(plugin in point for plugin in enabled) for point in daemon.mounts()), daemon.mounts()
-    strays = {pid: words for pid, words in daemon.processes().items() if not any(name in words for name in containers)}
-    assert strays == {}
+    assert daemon.proc
+    own = {*workers(daemon.proc.pid), *(pid for pid in daemon.processes() if _is_of(pid, containers))}
+    strays = {pid: words for pid, words in daemon.processes().items() if pid not in own}
+    assert strays == {}, strays
 
 
 def check_blobs(daemon: Daemon) -> None:

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import re
+import signal
 import socket
 import struct
 import subprocess
@@ -674,6 +675,12 @@ def test_full_at_every_point(small: Daemon, faults: FaultRegistry) -> None:
         assert set(outcomes) == {False, True}, f"{verb}: {outcomes}"
 
 
+def running_pid(daemon: Daemon) -> int:
+    """Return the process of the one plugin, 0 when there is none at the moment."""
+    files = list((daemon.run / "instances").glob("*/instance.json"))
+    return int(json.loads(files[0].read_bytes())["container"]["pid"]) if files else 0
+
+
 @pytest.mark.parametrize("running", [True, False])
 def test_full_for_the_state(small: Daemon, tmp_path: Path, running: bool) -> None:  # noqa: FBT001 - pytest's own way
     """With no byte left, changes of state are made or refused with the reason; a running plugin goes on."""
@@ -697,6 +704,13 @@ def test_full_for_the_state(small: Daemon, tmp_path: Path, running: bool) -> Non
         if api.plugins()[0]["Enabled"] != running:
             api.act("enable" if running else "disable", "full", timeout=5)
     assert refusals == ({"disable"} if running else {"set", "enable"})
+    if running:
+        # its end and its new start cannot be written down, and are no reason to give up on it
+        eventually(lambda: running_pid(small) != 0)
+        victim = running_pid(small)
+        assert victim
+        os.kill(victim, signal.SIGKILL)
+        eventually(lambda: running_pid(small) not in {0, victim})
     (small.root / "filler").unlink()
     if not api.plugins()[0]["Enabled"]:
         assert api.act("enable", "full", timeout=5).status == 200

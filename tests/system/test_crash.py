@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tests.support.wire import Answer, Api, pack
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 
-LIVES = 14
+LIVES = 12
 """Deaths per operation; an operation with more kinds of steps has some of them left out, evenly."""
 
 numbers = itertools.count(1)
@@ -172,11 +173,11 @@ def eventually(answers: Callable[[], bool]) -> None:
         time.sleep(procs.POLL)
 
 
-def _interrupted(world: World, operation: Operation) -> Answer | None:
+def _interrupted(world: World, act: Callable[[World], Answer]) -> Answer | None:
     """Do the operation; return its answer, None when the daemon died before there was one."""
     world.daemon.arm()
     try:
-        return operation.act(world)
+        return act(world)
     except (OSError, http.client.HTTPException, ValueError):
         # ValueError: a line of the stream was cut
         assert world.daemon.at, world.daemon.log()[-4000:]
@@ -199,7 +200,7 @@ def test_killed_at_every_step(world: World, name: str) -> None:
     operation = OPERATIONS[name]
     _live_again(world, "")
     operation.prepare(world)
-    assert _interrupted(world, operation)
+    assert _interrupted(world, operation.act)
     steps = world.daemon.steps()
     assert len(steps) >= 2, steps
     deaths = _chosen(steps)
@@ -208,7 +209,7 @@ def test_killed_at_every_step(world: World, name: str) -> None:
         operation.prepare(world)
         before = world.plugin()
         assert not operation.done(before)
-        answer = _interrupted(world, operation)
+        answer = _interrupted(world, operation.act)
         _live_again(world, following)
         after = world.plugin()
         if answer is not None and answer.status < 300 and not answer.error:
@@ -224,6 +225,10 @@ def test_killed_at_every_step(world: World, name: str) -> None:
             assert operation.done(world.plugin())
 
 
+def _push(world: World, name: str) -> Answer:
+    return world.api.act("push", name)
+
+
 def test_killed_at_every_step_of_a_push(world: World) -> None:
     """A push that was killed can be done again, whatever of it has reached the registry."""
     world.nothing()
@@ -232,8 +237,7 @@ def test_killed_at_every_step_of_a_push(world: World) -> None:
         _live_again(world, at)
         name = f"{world.repository}{next(numbers)}"
         assert world.api.create(name, world.archive).status == 204
-        push = Operation(World.nothing, lambda w, name=name: w.api.act("push", name), lambda _: True)  # type: ignore[misc]
-        _interrupted(world, push)
+        _interrupted(world, partial(_push, name=name))
         if not at:
             deaths += _chosen(world.daemon.steps())
         _live_again(world, "")
