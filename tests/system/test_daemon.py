@@ -157,6 +157,50 @@ def test_a_crashing_plugin_is_restarted_with_growing_pauses(daemon: Daemon, fold
     assert since_zero(cli) == ["create", "enable", "disable"]
 
 
+def test_a_crash_leaves_the_plugins_mounts(daemon: Daemon, folder: Folder) -> None:
+    """What a plugin has mounted for the host is still there after its crash and restart; disable takes it away."""
+    plugin_id = created(daemon, folder)
+    cli = daemon.cli()
+    cli.run("plugin", "enable", "p", check=True)
+    point = daemon.root / "plugins" / plugin_id / "propagated-mount" / "volume"
+    assert point.parent.stat().st_mode & 0o777 == 0o755
+    point.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", point], check=True)
+    (point / "data").write_text("kept")
+    pid = plugin_pid(daemon, plugin_id)
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: plugin_pid(daemon, plugin_id) not in {0, pid})
+    assert (point / "data").read_text() == "kept"
+    cli.run("plugin", "disable", "p", check=True)
+    assert daemon.mounts() == []
+
+
+def test_stop_with_a_plugin_that_waits_for_its_next_start(folder: Folder, tmp_path: Path) -> None:
+    """With live-restore off, TERM leaves nothing running though one plugin is between two starts."""
+    config = tmp_path / "c.toml"
+    config.write_text("live-restore = false\n")
+    with running_daemon("--config", str(config)) as daemon:
+        plugin_id = created(daemon, folder)
+        cli = daemon.cli()
+        cli.run("plugin", "enable", "p", check=True)
+        for _ in range(3):
+            wait_until(lambda: plugin_pid(daemon, plugin_id) != 0)
+            pid = plugin_pid(daemon, plugin_id)
+            os.kill(pid, signal.SIGKILL)
+            wait_until(partial(is_gone, daemon, plugin_id, pid))
+        assert daemon.stop() == 0
+        assert daemon.processes() == {}
+        assert daemon.mounts() == []
+        daemon.start()
+
+
+def test_run_can_be_passed_by_the_sockets_group() -> None:
+    """RUN, where the socket is by default, may be passed by others and read by nobody; ROOT is closed."""
+    with running_daemon() as daemon:
+        assert daemon.run.stat().st_mode & 0o777 == 0o711
+        assert daemon.root.stat().st_mode & 0o777 == 0o700
+
+
 def test_disable_during_back_off(daemon: Daemon, folder: Folder) -> None:
     """A plugin that waits for its next start can be disabled at once, and stays down."""
     plugin_id = created(daemon, folder)
@@ -245,6 +289,7 @@ def test_hup_takes_over_what_may_change(tmp_path: Path) -> None:
         reload('insecure-registries = ["two.test:5000"]\ngzip-level = 2\n', "daemon.reloaded")
         assert "changed=['insecure_registries'] needs_restart=['gzip_level']" in daemon.log()
         reload("insecure-registry = ['typo']\n", "daemon.reload_refused")
+        reload('registry-mirrors = ["https://m.test/path"]\n', "registry-mirrors: 'https://m.test/path' is not")
         info = json.loads(daemon.cli().run("info", "--format", "{{json .RegistryConfig.IndexConfigs}}").stdout)
         assert "two.test:5000" in info
 

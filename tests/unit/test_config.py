@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from pluginsvc.config import InvalidConfig, Settings, load
+from pluginsvc.registry.hosts import Hosts
 
 SAMPLE = Path(__file__).parents[2] / "config" / "pluginsvc.toml"
 
@@ -46,6 +47,11 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
         ("insecure-registries = ['http://x']", "insecure-registries"),
         ("registry-mirrors = ['ftp://x']", "registry-mirrors"),
         ("registry-mirrors = ['http://u:p@x/']", "registry-mirrors"),
+        ("registry-mirrors = ['https://m.test/path']", "registry-mirrors"),
+        ("registry-mirrors = ['http://m.test:99999']", "registry-mirrors"),
+        ("registry-mirrors = ['http://[::1']", "registry-mirrors"),
+        ("insecure-registries = ['reg.test:99999']", "insecure-registries"),
+        ("hosts = ['tcp://[::1']", "none of"),
         ("= nonsense", "c.toml"),
     ],
 )
@@ -63,3 +69,11 @@ def test_unreadable_file(tmp_path: Path) -> None:
     """A file that is not there is named."""
     with pytest.raises(InvalidConfig, match="cannot be read: No such file"):
         load(tmp_path / "none.toml", {})
+
+
+@pytest.mark.parametrize("mirror", ["https://m.test", "http://m.test:5000/", "https://[::1]:5000"])
+def test_mirrors(tmp_path: Path, mirror: str) -> None:
+    """A mirror is a scheme, a host and perhaps a port; the registry room takes what is accepted here."""
+    file = tmp_path / "c.toml"
+    file.write_text(f"registry-mirrors = ['{mirror}']\n")
+    Hosts(mirrors=load(file, {}).registry_mirrors)
