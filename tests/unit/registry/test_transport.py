@@ -102,7 +102,10 @@ async def test_retry_after_is_waited_for() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["3600", "99999999999999999999", format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)]
+    "value",
+    # the date is made when tests are collected, and asked for minutes later
+    ["3600", "99999999999999999999", format_datetime(datetime.now(UTC) + timedelta(hours=5), usegmt=True)],
+    ids=["seconds", "for ever", "date"],
 )
 async def test_a_long_retry_after_is_an_error_at_once(value: str) -> None:
     """A wait beyond our patience is the user's to decide; the error says how long it is."""
