@@ -200,9 +200,9 @@ class Supervisor:
         failures = 0
         while True:
             entry = self._parts.inventory.get(plugin_id)
-            since = anyio.current_time()
+            healthy = 0.0
             try:
-                await self._one_life(entry, watch, failures)
+                healthy = await self._one_life(entry, watch, failures)
             except Exception as exc:  # noqa: BLE001 - whatever it was, a wished plugin is tried again
                 error = first_leaf(exc)
                 known = isinstance(error, PluginsvcError)
@@ -215,14 +215,14 @@ class Supervisor:
                     exc_info=None if known else exc,
                 )
                 watch.tried.set()
-            if anyio.current_time() - since >= HEALTHY_AFTER and plugin_id not in self._instances:
+            if healthy >= HEALTHY_AFTER:
                 delay, failures = FIRST_DELAY, 0
             failures += 1
             await anyio.sleep(_jittered(delay))
             delay = min(delay * 2, LONGEST_DELAY)
 
-    async def _one_life(self, entry: Entry, watch: _Watch, failures: int) -> None:
-        """Start the plugin unless it runs, and return once it has ended and that is noted."""
+    async def _one_life(self, entry: Entry, watch: _Watch, failures: int) -> float:
+        """Start the plugin unless it runs; once it has ended and that is noted, return for how long it ran."""
         record = entry.record
         instance = self._instances.get(record.id)
         if instance is None:
@@ -233,9 +233,12 @@ class Supervisor:
         # one that ended while the daemon was away is not ready: the start that follows is its try
         if await instance.running():
             watch.tried.set()
+        since = anyio.current_time()
         status = await instance.wait()
+        healthy = anyio.current_time() - since
         with anyio.CancelScope(shield=True):
             await self._after_exit(entry, instance, status)
+        return healthy
 
     async def _after_exit(self, entry: Entry, instance: Instance, status: Exit) -> None:
         record = entry.record
