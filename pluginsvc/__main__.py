@@ -43,7 +43,7 @@ def serve(config_file: Path | None, **flags: Any) -> None:
     try:
         first = settings()
         # a mistake in the settings is told without loading the whole program first
-        from pluginsvc.daemon import run  # noqa: PLC0415
+        from pluginsvc.daemon import run  # noqa: PLC0415 - see above
 
         run(first, settings)
     except PluginsvcError as exc:

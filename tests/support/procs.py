@@ -115,6 +115,14 @@ def running(
         proc.end(grace=grace)
 
 
+def wait_until(answers: Callable[[], object], *, timeout: float = 15.0) -> None:
+    """Return as soon as `answers()` is true; fail when it is not within `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not answers():
+        assert time.monotonic() < deadline, f"not within {timeout} s"
+        time.sleep(POLL)
+
+
 def free_port() -> int:
     """Return a TCP port that was free on loopback a moment ago; prefer port 0 where the program tells what it got."""
     with socket.socket() as sock:

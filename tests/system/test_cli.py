@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import procs
 from tests.support.daemon import Daemon
 from tests.support.docker_cli import DockerCLI
 
@@ -204,7 +205,7 @@ def test_create_bad_config(
             assert text in message
     assert plugin_folders(daemon) <= before[1]
     assert list((daemon.root / "staging").iterdir()) == []
-    wait_until(lambda: daemon.blobs() <= before[0])
+    procs.wait_until(lambda: daemon.blobs() <= before[0])
 
 
 def test_inspect_and_operate_by_id(docker: DockerCLI, name: str, folder: Folder) -> None:
@@ -325,11 +326,3 @@ def test_events(docker: DockerCLI, published: str) -> None:
         "--filter", f"plugin={published}", "--format", "{{.Action}}", check=True,
     )  # fmt: skip
     assert done.stdout.split() == ["pull", "enable", "disable", "remove"]
-
-
-def wait_until(answers: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Wait for something that is done in the background."""
-    deadline = time.monotonic() + seconds
-    while not answers():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)

@@ -31,13 +31,6 @@ def daemon() -> Iterator[Daemon]:
         yield found
 
 
-def wait_until(answers: Callable[[], bool], seconds: float = 15.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not answers():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def plugin_pid(daemon: Daemon, plugin_id: str) -> int:
     """Return the process of a running plugin, 0 if there is none."""
     try:
@@ -108,7 +101,7 @@ def test_without_live_restore_plugins_stop_and_come_back(folder: Folder, tmp_pat
         assert plugin_pid(daemon, plugin_id) == 0
         assert daemon.mounts() == []
         daemon.start()
-        wait_until(lambda: plugin_pid(daemon, plugin_id) not in {0, before})
+        procs.wait_until(lambda: plugin_pid(daemon, plugin_id) not in {0, before})
         assert enabled(daemon.cli()) == "true"
 
 
@@ -119,9 +112,9 @@ def test_a_plugin_that_died_while_nobody_watched_is_started(daemon: Daemon, fold
     pid = plugin_pid(daemon, plugin_id)
     daemon.kill()
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: plugin_pid(daemon, plugin_id) == 0)
+    procs.wait_until(lambda: plugin_pid(daemon, plugin_id) == 0)
     daemon.start()
-    wait_until(lambda: daemon.log().count("daemon.ready") == 2)
+    procs.wait_until(lambda: daemon.log().count("daemon.ready") == 2)
     assert plugin_pid(daemon, plugin_id) not in {0, pid}
     assert enabled(daemon.cli()) == "true"
 
@@ -133,11 +126,11 @@ def test_everything_gone_from_run_as_after_a_reboot(daemon: Daemon, folder: Fold
     pid = plugin_pid(daemon, plugin_id)
     daemon.kill()
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not daemon.processes())
+    procs.wait_until(lambda: not daemon.processes())
     subprocess.run(["umount", "-l", *daemon.mounts()], check=True)
     shutil.rmtree(daemon.run)
     daemon.start()
-    wait_until(lambda: plugin_pid(daemon, plugin_id) not in {0, pid})
+    procs.wait_until(lambda: plugin_pid(daemon, plugin_id) not in {0, pid})
 
 
 def test_a_crashing_plugin_is_restarted_with_growing_pauses(daemon: Daemon, folder: Folder) -> None:
@@ -147,11 +140,11 @@ def test_a_crashing_plugin_is_restarted_with_growing_pauses(daemon: Daemon, fold
     cli.run("plugin", "enable", "p", check=True)
     seen: set[int] = set()
     for _ in range(3):
-        wait_until(lambda: plugin_pid(daemon, plugin_id) not in {0, *seen})
+        procs.wait_until(lambda: plugin_pid(daemon, plugin_id) not in {0, *seen})
         pid = plugin_pid(daemon, plugin_id)
         seen.add(pid)
         os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: plugin_pid(daemon, plugin_id) not in {0, *seen})
+    procs.wait_until(lambda: plugin_pid(daemon, plugin_id) not in {0, *seen})
     cli.run("plugin", "disable", "p", check=True)
     assert plugin_pid(daemon, plugin_id) == 0
     assert since_zero(cli) == ["create", "enable", "disable"]
@@ -169,7 +162,7 @@ def test_a_crash_leaves_the_plugins_mounts(daemon: Daemon, folder: Folder) -> No
     (point / "data").write_text("kept")
     pid = plugin_pid(daemon, plugin_id)
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: plugin_pid(daemon, plugin_id) not in {0, pid})
+    procs.wait_until(lambda: plugin_pid(daemon, plugin_id) not in {0, pid})
     assert (point / "data").read_text() == "kept"
     cli.run("plugin", "disable", "p", check=True)
     assert daemon.mounts() == []
@@ -184,10 +177,10 @@ def test_stop_with_a_plugin_that_waits_for_its_next_start(folder: Folder, tmp_pa
         cli = daemon.cli()
         cli.run("plugin", "enable", "p", check=True)
         for _ in range(3):
-            wait_until(lambda: plugin_pid(daemon, plugin_id) != 0)
+            procs.wait_until(lambda: plugin_pid(daemon, plugin_id) != 0)
             pid = plugin_pid(daemon, plugin_id)
             os.kill(pid, signal.SIGKILL)
-            wait_until(partial(is_gone, daemon, plugin_id, pid))
+            procs.wait_until(partial(is_gone, daemon, plugin_id, pid))
         assert daemon.stop() == 0
         assert daemon.processes() == {}
         assert daemon.mounts() == []
@@ -207,10 +200,10 @@ def test_disable_during_back_off(daemon: Daemon, folder: Folder) -> None:
     cli = daemon.cli()
     cli.run("plugin", "enable", "p", check=True)
     for _ in range(4):
-        wait_until(lambda: plugin_pid(daemon, plugin_id) != 0)
+        procs.wait_until(lambda: plugin_pid(daemon, plugin_id) != 0)
         pid = plugin_pid(daemon, plugin_id)
         os.kill(pid, signal.SIGKILL)
-        wait_until(partial(is_gone, daemon, plugin_id, pid))
+        procs.wait_until(partial(is_gone, daemon, plugin_id, pid))
     cli.run("plugin", "disable", "p", check=True)
     assert plugin_pid(daemon, plugin_id) == 0
     cli.run("plugin", "rm", "p", check=True)
@@ -245,7 +238,7 @@ def test_enable_interrupted_by_a_crash_counts_as_failed(daemon: Daemon, folder: 
     enabling = subprocess.Popen(
         [cli.path, "plugin", "enable", "p"], env=parts.env() | {"DOCKER_HOST": daemon.host}, stderr=subprocess.DEVNULL
     )
-    wait_until(lambda: plugin_pid(daemon, plugin_id) != 0)
+    procs.wait_until(lambda: plugin_pid(daemon, plugin_id) != 0)
     daemon.kill()
     enabling.wait(10)
     daemon.start()
@@ -284,7 +277,7 @@ def test_hup_takes_over_what_may_change(tmp_path: Path) -> None:
             config.write_text(text)
             assert daemon.proc
             daemon.proc.signal(signal.SIGHUP)
-            wait_until(lambda: wanted in daemon.log())
+            procs.wait_until(lambda: wanted in daemon.log())
 
         reload('insecure-registries = ["two.test:5000"]\ngzip-level = 2\n', "daemon.reloaded")
         assert "changed=['insecure_registries'] needs_restart=['gzip_level']" in daemon.log()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support import procs
 from tests.support.daemon import Daemon, running_daemon
 
 pytestmark = pytest.mark.root
@@ -48,18 +48,11 @@ def record(daemon: Daemon) -> dict[str, object]:
     return found
 
 
-def wait_until(answers: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 15
-    while not answers():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_a_rootfs_from_before_a_power_cut_is_rebuilt(daemon: Daemon, folder: Callable[..., Path]) -> None:
     """A rootfs that was not known to be on the disk when the machine went down is unpacked anew from its blobs."""
     cli = daemon.cli()
     cli.run("plugin", "create", "p", str(folder()), check=True)
-    wait_until(lambda: record(daemon)["unsynced_boot"] == "")
+    procs.wait_until(lambda: record(daemon)["unsynced_boot"] == "")
     plugin_id = str(record(daemon)["id"])
     daemon.stop()
     top = daemon.root / "plugins" / plugin_id
@@ -70,7 +63,7 @@ def test_a_rootfs_from_before_a_power_cut_is_rebuilt(daemon: Daemon, folder: Cal
     daemon.start()
     cli.run("plugin", "enable", "p", check=True)
     assert [path.name for path in top.glob("gen-*")] == ["gen-2"]
-    wait_until(lambda: record(daemon)["unsynced_boot"] == "")
+    procs.wait_until(lambda: record(daemon)["unsynced_boot"] == "")
 
 
 def test_a_plugin_whose_config_is_lost_can_be_removed(daemon: Daemon, folder: Callable[..., Path]) -> None:
@@ -84,5 +77,5 @@ def test_a_plugin_whose_config_is_lost_can_be_removed(daemon: Daemon, folder: Ca
     assert cli.run("plugin", "inspect", "p").returncode != 0
     assert cli.run("plugin", "create", "p", str(folder())).returncode != 0
     assert cli.run("plugin", "rm", "p", check=True).stdout.strip() == "p"
-    wait_until(lambda: not list((daemon.root / "plugins").iterdir()) and not daemon.blobs())
+    procs.wait_until(lambda: not list((daemon.root / "plugins").iterdir()) and not daemon.blobs())
     cli.run("plugin", "create", "p", str(folder()), check=True)

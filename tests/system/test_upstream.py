@@ -88,13 +88,6 @@ def pid_of(daemon: Daemon, plugin_id: str) -> int:
     return pid if alive else 0
 
 
-def wait_until(answers: Callable[[], object], seconds: float = 15.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not answers():
-        assert time.monotonic() < deadline
-        time.sleep(procs.POLL)
-
-
 def manifest(registry: Registry, name: str, reference: str) -> tuple[dict[str, Any], str]:
     """Ask the registry for a manifest as clients do that know schema 2 only; return it and its digest header."""
     path = name.removeprefix(f"{registry.host}/")
@@ -294,14 +287,14 @@ def test_the_runtime_may_be_a_script(tmp_path: Path, folder: Folder) -> None:
         assert daemon.stop() == 0
         config.write_text(f'live-restore = false\nruntime = "{script}"\n')
         daemon.start()
-        wait_until(lambda: pid_of(daemon, plugin_id))
+        procs.wait_until(lambda: pid_of(daemon, plugin_id))
         assert re.search(rf"^(?=.* create .*{plugin_id[:12]}).*--root", marker.read_text(), re.MULTILINE)
         assert api.ok("GET", "/info")["DefaultRuntime"] == str(script)
         pid = pid_of(daemon, plugin_id)
         daemon.kill()
         assert pid_of(daemon, plugin_id) == pid
         daemon.start()
-        wait_until(lambda: pid_of(daemon, plugin_id))
+        procs.wait_until(lambda: pid_of(daemon, plugin_id))
         api.ok("POST", "/plugins/p/disable")
         api.ok("DELETE", "/plugins/p")
         assert pid_of(daemon, plugin_id) == 0
@@ -343,7 +336,7 @@ def test_removal_unmounts_its_own_only(daemon: Daemon, api: Api, name: str, fold
     assert daemon.mounts() == [str(rootfs[f"{name}-two"] / "data")]
     api.ok("DELETE", f"/plugins/{name}-two", {"force": 1})
     assert daemon.mounts() == []
-    wait_until(lambda: not list((daemon.root / "plugins").glob("*-removing")))
+    procs.wait_until(lambda: not list((daemon.root / "plugins").glob("*-removing")))
 
 
 def test_a_mount_in_use_does_not_stop_a_removal(daemon: Daemon, api: Api, name: str, folder: Folder) -> None:
@@ -354,7 +347,7 @@ def test_a_mount_in_use_does_not_stop_a_removal(daemon: Daemon, api: Api, name: 
     with (place / "file").open("w"):
         api.ok("DELETE", f"/plugins/{name}")
         assert api.call("GET", f"/plugins/{plugin_id}/json").status == 404
-        wait_until(lambda: not daemon.mounts() and plugin_id not in os.listdir(daemon.root / "plugins"))
+        procs.wait_until(lambda: not daemon.mounts() and plugin_id not in os.listdir(daemon.root / "plugins"))
 
 
 def test_what_failed_to_start_can_be_removed(daemon: Daemon, api: Api, name: str, folder: Folder) -> None:
@@ -397,15 +390,15 @@ def test_daemon_stops_during_a_back_off(daemon: Daemon, api: Api, name: str, fol
     plugin_id = created(api, name, folder())
     api.ok("POST", f"/plugins/{name}/enable", {"timeout": 0})
     for _ in range(4):  # pauses of 0.1, 0.2, 0.4 and then 0.8 s
-        wait_until(lambda: pid_of(daemon, plugin_id))
+        procs.wait_until(lambda: pid_of(daemon, plugin_id))
         pid = pid_of(daemon, plugin_id)
         os.kill(pid, signal.SIGKILL)
-        wait_until(lambda pid=pid: pid_of(daemon, plugin_id) != pid)  # type: ignore[misc]  # mypy cannot see the default
+        procs.wait_until(lambda pid=pid: pid_of(daemon, plugin_id) != pid)  # type: ignore[misc]  # mypy cannot see the default
     began = time.monotonic()
     assert daemon.stop() == 0
     assert time.monotonic() - began < 5
     daemon.start()
-    wait_until(lambda: pid_of(daemon, plugin_id))
+    procs.wait_until(lambda: pid_of(daemon, plugin_id))
     assert inspect(api, name)["Enabled"] is True
     api.ok("DELETE", f"/plugins/{name}", {"force": 1})
 
