@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import itertools
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -278,7 +280,7 @@ def test_killed_while_it_recovers(world: World) -> None:
         world.daemon.kill()
         # what deaths elsewhere leave behind, all at once: the process gone, its files there
         pid = int((world.daemon.run / "instances" / plugin["Id"] / "pid").read_text())
-        subprocess.run(["kill", "-KILL", str(pid)], check=True)
+        os.kill(pid, signal.SIGKILL)
         for left in ("staging/abc/rootfs/x", f"plugins/{'a' * 64}/gen-1/rootfs", f"plugins/{'b' * 64}-removing/gen-1"):
             (world.daemon.root / left).mkdir(parents=True)
         (world.daemon.root / "plugins" / plugin["Id"] / "gen-2" / "rootfs").mkdir(parents=True)

@@ -147,7 +147,7 @@ def test_the_confined_child_loads_little() -> None:
 
 ALONE = """
 import os, sys
-import aiohttp.web, aiofiles, anyio, asyncinotify, msgspec, rich_click, sqlite3, structlog
+import aiohttp.web, anyio, asyncinotify, msgspec, rich_click, sqlite3, structlog
 status = 0
 for name in sys.argv[1:]:
     pid = os.fork()

@@ -226,7 +226,7 @@ async def test_real_registry(registry: RealRegistry, tmp_path: Path, client: Reg
     pull = Pull(Puller(there, lease=lease), client, first.reference)
     await pull.run()
     assert pull.applied == plugin.layers
-    assert await there.digests() == await here.digests()
+    assert set(await there.digests()) == set(await here.digests())
 
     second = Push(there, client, plugin, f"{registry.host}/transfer/second:1")
     aux = await second.run(source=first.reference.repository)
