@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import socket
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tests.support import procs
 from tests.support.daemon import Daemon, running_daemon
+from tests.support.wire import Api
 
 pytestmark = pytest.mark.root
 
@@ -79,3 +83,30 @@ def test_a_plugin_whose_config_is_lost_can_be_removed(daemon: Daemon, folder: Ca
     assert cli.run("plugin", "rm", "p", check=True).stdout.strip() == "p"
     procs.wait_until(lambda: not list((daemon.root / "plugins").iterdir()) and not daemon.blobs())
     cli.run("plugin", "create", "p", str(folder()), check=True)
+
+
+def test_a_client_that_leaves_while_its_set_is_written(daemon: Daemon, folder: Callable[..., Path]) -> None:
+    """However early the client goes, what inspect shows is what the database holds; once written, it is shown."""
+    cli = daemon.cli()
+    cli.run("plugin", "create", "p", str(folder()), check=True)
+    procs.wait_until(lambda: record(daemon)["unsynced_boot"] == "")
+    shown = set()
+    for number, delay in enumerate((0, 1, 2, 5, 10, 20, 50, 100), start=1):
+        body = json.dumps([f"DEBUG={number}"])
+        head = "POST /plugins/p/set HTTP/1.1\r\nHost: d\r\nContent-Type: application/json\r\n"
+        with closing(sqlite3.connect(daemon.root / "state.db", isolation_level=None)) as db:
+            # the daemon's own transaction waits for this one, so that the client is gone before it is over
+            db.execute("BEGIN IMMEDIATE")
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(daemon.socket))
+                client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+                time.sleep(delay / 1000)
+            db.execute("ROLLBACK")
+        # this one changes and writes nothing, but waits for the plugin's lock, and so until the other is over
+        cli.run("plugin", "set", "p", "FAULT=", check=True)
+        settings = Api(daemon.socket).plugins()[0]["Settings"]
+        held = record(daemon)["settings"]
+        assert isinstance(held, dict)
+        assert settings["Env"] == held["Env"]
+        shown.add(settings["Env"][1])
+    assert len(shown) > 1, "every client was too early to be heard"
