@@ -1,6 +1,7 @@
 """What every test gets: the event loop's kind, a watch on blocking calls, and an environment that is nobody's own."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +36,8 @@ def blockbuster() -> Iterator[BlockBuster]:
 @pytest.fixture(scope="session", autouse=True)
 def _environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Hide the user's home, docker settings and proxies from us and from every process we start."""
+    # a shell ignores it for what it runs in the background, and children would inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(home))
