@@ -91,6 +91,8 @@ def _problems(settings: Settings) -> list[str]:
         for key, value in (("root", settings.root), ("run-root", settings.run_root))
         if not value.startswith("/")
     ]
+    if Path(settings.root) == Path(settings.run_root):
+        found.append("run-root: must be another directory than root")
     if not settings.hosts:
         found.append("hosts: give at least one address to listen on")
     found += [problem for host in settings.hosts if (problem := host_problem(host))]

@@ -67,12 +67,21 @@ class AlreadyRunning(Conflict):
         super().__init__(f"another pluginsvc uses {path}: stop it, or give this one a --root and --run-root of its own")
 
 
+class NotRoot(Internal):
+    """Plugins cannot be unpacked, mounted or run."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the daemon has to run as root: it unpacks and mounts root file systems and runs plugins in them"
+        )
+
+
 class NoDirectory(Internal):
     """ROOT or RUN cannot be made."""
 
     def __init__(self, path: Path, error: OSError) -> None:
         self.path, self.error = path, error
-        super().__init__(f"cannot use {path}: {error.strerror}; run as root, or choose another directory")
+        super().__init__(f"cannot use {path}: {error.strerror}; choose another directory")
 
 
 class NothingInherited(InvalidParameter):
@@ -94,6 +103,8 @@ def run(settings: Settings, reload: Callable[[], Settings]) -> None:
     Raises:
         PluginsvcError: it could not start.
     """
+    if os.geteuid() != 0:
+        raise NotRoot
     log.configure(level=settings.log_level, style=settings.log_format)
     # files of plugins come with modes of their own; ours are for root alone
     os.umask(0o077)
@@ -104,8 +115,12 @@ def run(settings: Settings, reload: Callable[[], Settings]) -> None:
     with _locked(root, 0o700), _locked(run_root, 0o711):
         try:
             anyio.run(_Daemon(settings, reload).run, inherited_sockets())
-        except* PluginsvcError as group:
-            raise first_leaf(group) from group
+        except BaseExceptionGroup as group:
+            # not except*: Python 3.11.2 would wrap what is raised in it
+            leaf = first_leaf(group)
+            if isinstance(leaf, PluginsvcError):
+                raise leaf from group
+            raise
 
 
 @contextmanager

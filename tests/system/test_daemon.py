@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -264,6 +265,20 @@ def test_a_second_daemon_is_refused(daemon: Daemon) -> None:
     assert f"another pluginsvc uses {daemon.root}" in done.stderr
     assert "Traceback" not in done.stderr
     daemon.cli().run("plugin", "ls", check=True)
+
+
+def test_a_daemon_that_cannot_start_says_why_in_one_line(tmp_path: Path) -> None:
+    """A group that is not there, and a user who is not root, are told without a traceback."""
+    words: list[str | Path] = [PROGRAM, "serve", "--root", tmp_path / "r", "--run-root", tmp_path / "n"]
+    words += ["--host", f"unix://{tmp_path}/s.sock"]
+    done = subprocess.run([*words, "--group", "nope"], capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].endswith("there is no group 'nope': create it or set another group")
+    loaded = [sys.executable, "-c", "import os; from pluginsvc import daemon, config; os.seteuid(65534); "]
+    loaded[-1] += "daemon.run(config.Settings(), config.Settings)"
+    done = subprocess.run(loaded, capture_output=True, text=True, timeout=20, check=False)
+    assert "NotRoot: the daemon has to run as root" in done.stderr
 
 
 def test_hup_takes_over_what_may_change(tmp_path: Path) -> None:

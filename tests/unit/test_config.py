@@ -36,6 +36,7 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
         ("rot = '/a'", "rot"),
         ("root = 5", "$.root"),
         ("root = 'a'", "root: 'a' is not an absolute path"),
+        ("run-root = '/var/lib/pluginsvc/'", "run-root: must be another directory"),
         ("hosts = []", "hosts: give at least one"),
         ("hosts = ['tcp://0.0.0.0:1']", "not on loopback"),
         ("hosts = ['tcp://example.org:1']", "none of"),
