@@ -21,7 +21,7 @@ _REGISTRY = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?|\
 
 
 class InvalidConfig(InvalidParameter):
-    """The configuration cannot be used; names every key that is wrong."""
+    """The configuration cannot be used; names every wrong value, or the first key of a wrong name or type."""
 
     def __init__(self, source: str, problems: list[str]) -> None:
         self.source, self.problems = source, problems

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import socket
 import sqlite3
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version as package_version
 from pathlib import Path
@@ -30,11 +29,11 @@ from pluginsvc.api.system import SystemFacts
 from pluginsvc.config import RELOADABLE, Settings
 from pluginsvc.content.gc import Collector
 from pluginsvc.content.store import ContentStore
-from pluginsvc.errors import Conflict, Internal, InvalidParameter, PluginsvcError, first_leaf
+from pluginsvc.errors import Internal, InvalidParameter, PluginsvcError, first_leaf
 from pluginsvc.events.bus import Bus
 from pluginsvc.events.journal import Publisher, follow
 from pluginsvc.events.subscribers import audit_log, notify
-from pluginsvc.fsutil import atomic_write, boot_id
+from pluginsvc.fsutil import atomic_write, boot_id, locked_directory
 from pluginsvc.model.digest import Digest
 from pluginsvc.model.event import Event
 from pluginsvc.plugins.disk import Disk
@@ -59,14 +58,6 @@ PRUNE_EVERY = 600.0
 _USER_AGENT = f"pluginsvc/{package_version('pluginsvc')}"
 
 
-class AlreadyRunning(Conflict):
-    """Another daemon works on these directories."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        super().__init__(f"another pluginsvc uses {path}: stop it, or give this one a --root and --run-root of its own")
-
-
 class NotRoot(Internal):
     """Plugins cannot be unpacked, mounted or run."""
 
@@ -74,14 +65,6 @@ class NotRoot(Internal):
         super().__init__(
             "the daemon has to run as root: it unpacks and mounts root file systems and runs plugins in them"
         )
-
-
-class NoDirectory(Internal):
-    """ROOT or RUN cannot be made."""
-
-    def __init__(self, path: Path, error: OSError) -> None:
-        self.path, self.error = path, error
-        super().__init__(f"cannot use {path}: {error.strerror}; choose another directory")
 
 
 class NothingInherited(InvalidParameter):
@@ -112,7 +95,7 @@ def run(settings: Settings, reload: Callable[[], Settings]) -> None:
     # read before there is a loop to block
     boot_id()
     # the group of the API's socket has to pass RUN; ROOT is nobody else's business
-    with _locked(root, 0o700), _locked(run_root, 0o711):
+    with locked_directory(root, 0o700), locked_directory(run_root, 0o711):
         try:
             anyio.run(_Daemon(settings, reload).run, inherited_sockets())
         except BaseExceptionGroup as group:
@@ -121,26 +104,6 @@ def run(settings: Settings, reload: Callable[[], Settings]) -> None:
             if isinstance(leaf, PluginsvcError):
                 raise leaf from group
             raise
-
-
-@contextmanager
-def _locked(path: Path, mode: int) -> Iterator[None]:
-    """Hold the exclusive lock of a directory, made with ``mode`` where it is missing; no child inherits it."""
-    try:
-        if not path.is_dir():
-            path.mkdir(parents=True)
-            path.chmod(mode)
-        fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as exc:
-        raise NoDirectory(path, exc) from exc
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
-            raise AlreadyRunning(path) from exc
-        yield
-    finally:
-        os.close(fd)
 
 
 class _Daemon:

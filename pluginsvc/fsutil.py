@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from pluginsvc.errors import Internal
+from pluginsvc.errors import Conflict, Internal
 
 
 class StillMounted(Internal):
@@ -16,6 +19,22 @@ class StillMounted(Internal):
     def __init__(self, path: Path, mounts: list[str]) -> None:
         self.path, self.mounts = path, mounts
         super().__init__(f"cannot remove {path}: {', '.join(mounts[:3])} is still mounted below it; unmount it first")
+
+
+class AlreadyRunning(Conflict):
+    """Another daemon works on these directories."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        super().__init__(f"another pluginsvc uses {path}: stop it, or give this one a --root and --run-root of its own")
+
+
+class NoDirectory(Internal):
+    """ROOT or RUN cannot be made."""
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        self.path, self.error = path, error
+        super().__init__(f"cannot use {path}: {error.strerror}; choose another directory")
 
 
 def sync_dir(path: Path) -> None:
@@ -110,3 +129,23 @@ def remove_tree(path: Path) -> None:
 def boot_id() -> str:
     """Return the kernel's random ID of this boot; read once."""
     return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+
+
+@contextmanager
+def locked_directory(path: Path, mode: int) -> Iterator[None]:
+    """Hold the exclusive lock of a directory, made with ``mode`` where it is missing; no child inherits it."""
+    try:
+        if not path.is_dir():
+            path.mkdir(parents=True)
+            path.chmod(mode)
+        fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        raise NoDirectory(path, exc) from exc
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise AlreadyRunning(path) from exc
+        yield
+    finally:
+        os.close(fd)
