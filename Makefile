@@ -23,7 +23,7 @@ lint: .venv/.made-from  ## check style and formatting
 types: .venv/.made-from  ## check types in the package, the tests, the demo and the tools
 	$(python) -m mypy pluginsvc tests $(wildcard demo/*.py) tools
 
-bench: setup  ## measure beside a dockerd of its own, on this machine (root)
+bench: setup  ## measure beside a dockerd of its own, in memory and on disk (root); QUICK=1: under 90 s
 	$(python) -m tests.bench
 
 load: setup  ## press the daemon with many event readers and mutators

@@ -42,7 +42,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     certs_dirs: tuple[str, ...] = ("/etc/docker/certs.d", "/etc/pluginsvc/certs.d")
     max_concurrent_downloads: Count = 3
     max_concurrent_uploads: Count = 5
-    gzip_level: Annotated[int, msgspec.Meta(ge=0, le=3)] = 1
+    gzip_level: Annotated[int, msgspec.Meta(ge=0, le=3)] = 2
     live_restore: bool = True
     stop_timeout: Seconds = 10.0
     shutdown_timeout: Seconds = 15.0

@@ -21,9 +21,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(scope="session")
-def anyio_backend() -> str:
-    """Run async tests and fixtures on asyncio, as the daemon does."""
-    return "asyncio"
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    """Run async tests and fixtures on asyncio with uvloop, as the daemon does."""
+    return "asyncio", {"use_uvloop": True}
 
 
 @pytest.fixture(autouse=True)

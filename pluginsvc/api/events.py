@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 import anyio
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from pluginsvc.api.params import event_time
 from pluginsvc.api.replies import JSON
@@ -34,10 +35,64 @@ class Follow(Protocol):
     """``events.journal.follow``, bound to its database and bus."""
 
     def __call__(
-        self, *, since_ns: int | None, until_ns: int | None, wanted: Callable[[Event], bool]
+        self,
+        *,
+        since_ns: int | None,
+        until_ns: int | None,
+        wanted: Callable[[Event], bool],
+        direct: Callable[[Event], bool],
     ) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
-        """Enter once subscribed; the iterator replays when a bound is given, and ends at ``until``."""
+        """Enter once subscribed; the iterator replays when a bound is given, and ends at ``until``.
+
+        What happens while it waits may go to ``direct`` instead, which tells whether it took the event.
+        """
         ...
+
+
+class _Form:
+    """One way to put events on the wire; the last one is kept, because each reader gets the same bytes."""
+
+    __slots__ = ("_bytes", "_chunked", "_event", "_mark")
+
+    def __init__(self, mark: bytes, *, chunked: bool) -> None:
+        self._mark, self._chunked = mark, chunked
+        self._event: Event | None = None
+        self._bytes = b""
+
+    def of(self, event: Event) -> bytes:
+        """Return a line, which is a chunk of its own where the answer has chunks (RFC 9112 section 7.1)."""
+        if event is not self._event:
+            line = self._mark + engine_message(event) + b"\n"
+            self._bytes = b"%x\r\n%b\r\n" % (len(line), line) if self._chunked else line
+            self._event = event
+        return self._bytes
+
+
+class _Outlet:
+    """The way to one reader, past aiohttp's response, which would frame and account for each event anew."""
+
+    __slots__ = ("_form", "_request", "_transport")
+
+    def __init__(self, request: web.BaseRequest, transport: asyncio.Transport, form: _Form) -> None:
+        self._request, self._transport, self._form = request, transport, form
+
+    def direct(self, event: Event) -> bool:
+        """Write an event unless the client has too much unread (asyncio's high-water mark); tell whether it did."""
+        if self._request.protocol.writing_paused or self._transport.is_closing():
+            return False
+        self._transport.write(self._form.of(event))
+        return True
+
+    async def write(self, event: Event) -> None:
+        """Write an event, then wait until the client has read enough of what it was sent.
+
+        Raises:
+            ConnectionResetError: it is gone.
+        """
+        if self._transport.is_closing():
+            raise ConnectionResetError("the client went away")
+        self._transport.write(self._form.of(event))
+        await self._request.writer.drain()
 
 
 class EventStreams:
@@ -47,6 +102,9 @@ class EventStreams:
         self._follow = follow
         self._open: set[anyio.CancelScope] = set()
         self._closing = False
+        self._forms = {
+            (mark, chunked): _Form(mark, chunked=chunked) for mark in (b"", b"\x1e") for chunked in (False, True)
+        }
 
     def __len__(self) -> int:
         return len(self._open)
@@ -69,14 +127,18 @@ class EventStreams:
         response = open_stream(request, kind)
         if self._closing:
             raise ShuttingDown
+        transport = request.transport
+        if transport is None:
+            raise ConnectionResetError("the client went away")
+        outlet = _Outlet(request, transport, self._forms[mark, request.version >= HttpVersion11])
         with anyio.CancelScope() as scope:
             self._open.add(scope)
             try:
                 # the client may act as soon as it has the headers, so we subscribe first
-                async with self._follow(since_ns=since, until_ns=until, wanted=wanted) as events:
+                async with self._follow(since_ns=since, until_ns=until, wanted=wanted, direct=outlet.direct) as events:
                     await response.prepare(request)
                     async for event in events:
-                        await response.write(mark + engine_message(event) + b"\n")
+                        await outlet.write(event)
             finally:
                 self._open.discard(scope)
         return response

@@ -13,7 +13,6 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
-from functools import lru_cache
 from urllib.parse import quote
 
 import structlog
@@ -21,9 +20,10 @@ from aiohttp import StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import RawRequestMessage
 
-from pluginsvc.api.params import MAX_API_VERSION, MIN_API_VERSION, clean_path, version_key
+from pluginsvc import log
+from pluginsvc.api.params import API_VERSIONS, MAX_API_VERSION, MIN_API_VERSION, clean_path, version_key
 from pluginsvc.api.replies import CONTEXT, Context, describe, empty, error_reply, log_crash
-from pluginsvc.api.routing import Match, Route, Router
+from pluginsvc.api.routing import Route, Router
 from pluginsvc.errors import Forbidden, InvalidParameter, NotFound
 
 Edge = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -59,14 +59,15 @@ def make_edge(router: Router, server: str) -> Edge:
         router: the routes.
         server: the ``Server`` header.
     """
+    dispatch = _make_dispatch(router, server)
 
     async def edge(request: web.BaseRequest) -> web.StreamResponse:
         started = time.perf_counter()
         context = request[CONTEXT] = Context(f"{_PROCESS}-{next(_numbers)}")
-        structlog.contextvars.bind_contextvars(request_id=context.request_id)
+        log.request_id.set(context.request_id)
         text = ""
         try:
-            response = await _dispatch(request, context, router, server)
+            response = await dispatch(request, context)
             text = context.failure
         except asyncio.CancelledError:
             _summary(request, 499, started, "the client went away")
@@ -96,7 +97,7 @@ def _is_gone(request: web.BaseRequest) -> bool:
 def _summary(request: web.BaseRequest, status: int, started: float, text: str) -> None:
     """Log the one line of a request; a read that went well only at debug: such come thousands in a second."""
     quiet = not text and request.method in _READS
-    if quiet and not _debugging():
+    if quiet and not log.debugging():
         return
     facts = {
         "method": request.method,
@@ -110,17 +111,6 @@ def _summary(request: web.BaseRequest, status: int, started: float, text: str) -
         _log.log(logging.ERROR if status in _OURS else logging.INFO, "request", **facts, error=text)
     else:
         _log.info("request", **facts)
-
-
-def _debugging() -> bool:
-    """Tell whether debug lines are kept: cheaper than to ask structlog, which assembles a logger for each line."""
-    return _debug_enabled(structlog.get_config()["wrapper_class"])
-
-
-@lru_cache(maxsize=4)
-def _debug_enabled(_wrapper_class: type) -> bool:
-    enabled: bool = _log.is_enabled_for(logging.DEBUG)
-    return enabled
 
 
 class ApiRequest(web.BaseRequest):
@@ -146,25 +136,33 @@ def request_factory(
     return ApiRequest(message, payload, protocol, writer, task, asyncio.get_running_loop())
 
 
-async def _dispatch(request: web.BaseRequest, context: Context, router: Router, server: str) -> web.StreamResponse:
-    """Guard, find the route, negotiate the version, call the handler."""
-    _refuse_foreign(request)
-    path = request.rel_url.path
-    cleaned = clean_path(path)
-    if cleaned != path:
-        return _moved(request, cleaned)
-    match = router.find(request.method, path)
-    if match is None:
-        raise PageNotFound
-    context.version = match.version
-    headers = context.headers
-    headers["Api-Version"] = MAX_API_VERSION
-    headers["Ostype"] = "linux"
-    headers["Server"] = server
-    _negotiate(match)
-    headers["Docker-Experimental"] = "false"
-    _check_since(match.route, match.version)
-    return await match.route.handler(request, match.name)
+def _make_dispatch(router: Router, server: str) -> Callable[[web.BaseRequest, Context], Awaitable[web.StreamResponse]]:
+    """Return what guards, finds the route, negotiates the version and calls the handler."""
+    refusal = {"Api-Version": MAX_API_VERSION, "Ostype": "linux", "Server": server}
+    common = refusal | {"Docker-Experimental": "false"}
+    # nearly all requests are for one of these: they need neither be taken apart nor looked at again
+    known = router.literals(API_VERSIONS)
+
+    async def dispatch(request: web.BaseRequest, context: Context) -> web.StreamResponse:
+        _refuse_foreign(request)
+        match = known.get((request.method, request.raw_path))
+        if match is None:
+            path = request.rel_url.path
+            cleaned = clean_path(path)
+            if cleaned != path:
+                return _moved(request, cleaned)
+            match = router.find(request.method, path)
+            if match is None:
+                raise PageNotFound
+            context.version = match.version
+            context.headers.update(refusal)
+            _negotiate(match.version)
+        context.version = match.version
+        context.headers.update(common)
+        _check_since(match.route, match.version)
+        return await match.route.handler(request, match.name)
+
+    return dispatch
 
 
 def _moved(request: web.BaseRequest, path: str) -> web.Response:
@@ -174,18 +172,18 @@ def _moved(request: web.BaseRequest, path: str) -> web.Response:
     return response
 
 
-def _negotiate(match: Match) -> None:
-    if not match.version:
+def _negotiate(version: str) -> None:
+    if not version or version in API_VERSIONS:
         return
-    key = version_key(match.version)
+    key = version_key(version)
     if key < _MIN:
         raise UnsupportedVersion(
-            f"client version {match.version} is too old. Minimum supported API version is {MIN_API_VERSION}, "
+            f"client version {version} is too old. Minimum supported API version is {MIN_API_VERSION}, "
             "please upgrade your client to a newer version"
         )
     if key > _MAX:
         raise UnsupportedVersion(
-            f"client version {match.version} is too new. Maximum supported API version is {MAX_API_VERSION}"
+            f"client version {version} is too new. Maximum supported API version is {MAX_API_VERSION}"
         )
 
 
@@ -197,8 +195,8 @@ def _check_since(route: Route, version: str) -> None:
 
 def _refuse_foreign(request: web.BaseRequest) -> None:
     """Refuse, over TCP, what a browser could be made to send: no page may reach a port of the host behind it."""
-    transport = request.transport
-    if transport is None or not isinstance(transport.get_extra_info("sockname"), tuple):
+    # asked once for a connection, and kept by its protocol
+    if not isinstance(request.protocol.sockname, tuple):
         return
     if "Origin" in request.headers:
         raise ForeignRequest("requests from web pages (with an Origin header) are refused over TCP")

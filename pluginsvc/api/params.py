@@ -19,6 +19,9 @@ MIN_API_VERSION = "1.24"
 MAX_API_VERSION = "1.47"
 """Highest version served: below 1.52, which changes the content type of events (REF 1.2)."""
 
+API_VERSIONS = frozenset(f"1.{minor}" for minor in range(24, 48))
+"""Every version served, as clients write it."""
+
 _FALSE = frozenset({"", "0", "no", "false", "none"})
 _INTEGER = re.compile(r"[+-]?[0-9]+", re.ASCII)
 _ESCAPES = {"\a": "\\a", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\v": "\\v", "\\": "\\\\"}

@@ -70,6 +70,15 @@ class Router:
         self._other, handler = unsupported
         self._unsupported = Route("*", "", handler)
 
+    def literals(self, versions: Iterable[str]) -> dict[tuple[str, str], Match]:
+        """Return what ``find`` finds for each method and literal path, plain and below each of these versions."""
+        found = {(route.method, route.path): Match(route, "", "") for route in self._literal.values()}
+        for version in versions:
+            for route in self._literal.values():
+                if route.versioned:
+                    found[route.method, f"/v{version}{route.path}"] = Match(route, "", version)
+        return found
+
     def find(self, method: str, path: str) -> Match | None:
         """Return the route for a method and a decoded, cleaned path; None is "page not found"."""
         version = ""

@@ -13,23 +13,26 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from multidict import CIMultiDict
 
 from pluginsvc.api.bodies import credentials, read_json
 from pluginsvc.api.handlers import Manager
 from pluginsvc.api.params import MAX_API_VERSION, MIN_API_VERSION
-from pluginsvc.api.replies import empty, json_reply
+from pluginsvc.api.replies import Answer, empty, json_reply
 from pluginsvc.api.routing import Route
 from pluginsvc.errors import NotImplementedHere
 from pluginsvc.model.manifest import Platform
 
 _ENGINE = "27.5.1"
-_PING_HEADERS = {
-    "Builder-Version": "2",
-    "Cache-Control": "no-cache, no-store, must-revalidate",
-    "Content-Type": "text/plain; charset=utf-8",
-    "Pragma": "no-cache",
-    "Swarm": "inactive",
-}
+_PING_HEADERS = CIMultiDict(
+    {
+        "Builder-Version": "2",
+        "Cache-Control": "no-cache, no-store, must-revalidate",
+        "Content-Type": "text/plain; charset=utf-8",
+        "Pragma": "no-cache",
+        "Swarm": "inactive",
+    }
+)
 
 
 class UnsupportedByDaemon(NotImplementedHere):
@@ -188,8 +191,8 @@ class SystemHandlers:
 async def ping(request: web.BaseRequest, _name: str) -> web.Response:
     """Answer ``OK``; clients negotiate the version by the headers (REF 1.3)."""
     if request.method == "HEAD":
-        return web.Response(headers=_PING_HEADERS | {"Content-Length": "0"})
-    return web.Response(body=b"OK", headers=_PING_HEADERS)
+        return web.Response(headers={**_PING_HEADERS, "Content-Length": "0"})
+    return Answer(body=b"OK", headers=_PING_HEADERS)
 
 
 async def nothing(_request: web.BaseRequest, _name: str) -> web.Response:

@@ -9,7 +9,8 @@ import errno
 import hashlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -23,6 +24,7 @@ from pluginsvc.model.digest import Digest
 T = TypeVar("T")
 HOP: Final = 256 * 1024
 """Bytes collected before a thread is bothered with them (design D6)."""
+READING: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ: Final = 1024 * 1024
 _log = structlog.get_logger()
 
@@ -89,6 +91,11 @@ class Ingest:
         """Bytes taken so far, those of an earlier try included."""
         return self._offset
 
+    @property
+    def written(self) -> int:
+        """Bytes taken so far that a ``reader`` finds in the file."""
+        return self._offset - self._waiting
+
     def fileno(self) -> int:
         """Return the descriptor for a writer that hashes for himself; it stands at ``offset`` and stays ours."""
         return self._fd
@@ -115,6 +122,27 @@ class Ingest:
         self._offset += len(data)
         if self._waiting >= HOP:
             await self._hop(self._flush)
+
+    async def flush(self) -> None:
+        """Write what waits for the next hop.
+
+        Raises:
+            StorageError: the disk refused; nothing is kept.
+        """
+        await self._hop(self._flush)
+
+    @asynccontextmanager
+    async def reader(self) -> AsyncIterator[int]:
+        """Give the block a descriptor to read the bytes by, as they come; none of them is verified.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        fd = await self._hop(os.open, self._file, READING)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
 
     async def truncate(self) -> None:
         """Forget all bytes and start over.

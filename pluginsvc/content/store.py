@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 import anyio
 import anyio.to_thread
 
-from pluginsvc.content.ingest import DigestMismatch, Ingest, StorageError, remove_folder
+from pluginsvc.content.ingest import READING, DigestMismatch, Ingest, StorageError, remove_folder
 from pluginsvc.errors import Internal, NotFound, Unavailable
 from pluginsvc.fsutil import atomic_write, sync_dir
 from pluginsvc.model.digest import Digest, InvalidDigest
@@ -119,6 +119,27 @@ class ContentStore:
             return data
 
         return await self._hop(f"read {digest}", load)
+
+    @asynccontextmanager
+    async def reader(self, digest: Digest) -> AsyncIterator[int]:
+        """Give the block a descriptor to read a blob by; what is read is for the block to verify.
+
+        Raises:
+            BlobNotFound: it is not there.
+            StorageError: the disk refused.
+        """
+
+        def opened() -> int:
+            try:
+                return os.open(self.path(digest), READING)
+            except FileNotFoundError as exc:
+                raise BlobNotFound(digest) from exc
+
+        fd = await self._hop(f"read {digest}", opened)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
 
     async def put(self, data: bytes, digest: Digest | None = None) -> Digest:
         """Store a small blob durably; an existing one is success.

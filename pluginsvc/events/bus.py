@@ -31,6 +31,11 @@ def everything(event: Event) -> bool:
     return True
 
 
+def decline(_event: Event) -> bool:
+    """Leave every event to the buffer."""
+    return False
+
+
 class Subscription:
     """One subscriber's view of the bus: a context manager, and an iterator for one task.
 
@@ -38,15 +43,16 @@ class Subscription:
     raised. Iteration ends when the bus closes.
     """
 
-    __slots__ = ("_buffer", "_bus", "_closed", "_lagged", "_limit", "_seen", "_wake", "_wanted")
+    __slots__ = ("_buffer", "_bus", "_closed", "_direct", "_lagged", "_limit", "_seen", "_waiting", "_wanted")
 
-    def __init__(self, bus: Bus, wanted: Callable[[Event], bool], limit: int) -> None:
-        self._bus, self._wanted, self._limit = bus, wanted, limit
+    def __init__(self, bus: Bus, wanted: Callable[[Event], bool], direct: Callable[[Event], bool], limit: int) -> None:
+        self._bus, self._wanted, self._direct, self._limit = bus, wanted, direct, limit
         self._buffer: deque[Event] = deque()
         self._seen = 0
         self._lagged = False
         self._closed = False
-        self._wake = anyio.Event()
+        # set as long as the reader waits and nothing has woken it
+        self._waiting: anyio.Event | None = None
 
     def __enter__(self) -> Self:
         self._bus._join(self)  # noqa: SLF001 - the two classes are one mechanism
@@ -70,8 +76,11 @@ class Subscription:
                 raise Lagged(self._seen)
             if self._closed:
                 raise StopAsyncIteration
-            self._wake = anyio.Event()
-            await self._wake.wait()
+            self._waiting = waiting = anyio.Event()
+            try:
+                await waiting.wait()
+            finally:
+                self._waiting = None
         return self._buffer.popleft()
 
     def rejoin(self) -> None:
@@ -81,19 +90,25 @@ class Subscription:
 
     def offer(self, event: Event) -> None:
         """Take an event if it is wanted and there is room; for the bus."""
-        if self._wanted(event):
+        # while the reader waits it has all that came before: what is handed over past the buffer keeps the order
+        if self._wanted(event) and not (self._waiting is not None and self._direct(event)):
             if len(self._buffer) >= self._limit:
                 self._lagged = True
                 self._bus._leave(self)  # noqa: SLF001 - as above
                 return
             self._buffer.append(event)
-            self._wake.set()
+            self._rouse()
         self._seen = event.seq
 
     def end(self) -> None:
         """End the iteration after what is in the buffer; for the bus."""
         self._closed = True
-        self._wake.set()
+        self._rouse()
+
+    def _rouse(self) -> None:
+        if self._waiting is not None:
+            self._waiting.set()
+            self._waiting = None
 
 
 class Bus:
@@ -112,14 +127,22 @@ class Bus:
         for subscription in tuple(self._subscriptions):
             subscription.offer(event)
 
-    def subscribe(self, wanted: Callable[[Event], bool] = everything, *, buffer: int = 1024) -> Subscription:
+    def subscribe(
+        self,
+        wanted: Callable[[Event], bool] = everything,
+        *,
+        direct: Callable[[Event], bool] = decline,
+        buffer: int = 1024,
+    ) -> Subscription:
         """Return a subscription; it takes events once it is entered.
 
         Args:
             wanted: a pure function that never fails; what it refuses takes no room.
+            direct: offered each wanted event while the iterator waits for one, without waking its task; returns
+                whether it took the event, which the iterator then does not give. It neither waits nor fails.
             buffer: how many events may wait, at least 1.
         """
-        return Subscription(self, wanted, buffer)
+        return Subscription(self, wanted, direct, buffer)
 
     def close(self) -> None:
         """End every subscription, also those yet to come, after what is in its buffer."""

@@ -14,7 +14,7 @@ import anyio
 import anyio.abc
 
 from pluginsvc.errors import NotFound
-from pluginsvc.events.bus import Bus, Lagged, Subscription, everything
+from pluginsvc.events.bus import Bus, Lagged, decline, everything
 from pluginsvc.model.event import Event
 from pluginsvc.state import journal
 from pluginsvc.state.database import Database
@@ -60,10 +60,13 @@ class Publisher:
             await self._wake.wait()
             # set anew before the read: a commit after the read wakes again
             self._wake = anyio.Event()
-            while batch := await self._database.read(partial(journal.after, seq=published, limit=_BATCH)):
+            while True:
+                batch = await self._database.read(partial(journal.after, seq=published, limit=_BATCH))
                 for event in batch:
                     self._bus.publish(event)
-                published = batch[-1].seq
+                    published = event.seq
+                if len(batch) < _BATCH:
+                    break
 
     def _on_commit(self) -> None:
         self._wake.set()
@@ -78,6 +81,7 @@ async def follow(
     until_ns: int | None = None,
     after_seq: int | None = None,
     wanted: Callable[[Event], bool] = everything,
+    direct: Callable[[Event], bool] = decline,
     buffer: int = 1024,
 ) -> AsyncIterator[AsyncIterator[Event]]:
     """Give an iterator over events, for one task: history first if any bound is given, then what happens.
@@ -92,16 +96,25 @@ async def follow(
         until_ns: latest time, inclusive; what is in the past ends after the history.
         after_seq: the last number the reader knows.
         wanted: which events to give; a pure function that never fails.
+        direct: offered what happens while the iterator waits for it, without waking its task; returns whether it took
+            the event, which the iterator then does not give. It neither waits nor fails.
         buffer: how many events may wait in memory.
 
     Raises:
         EventsPruned: events after ``after_seq``, or after where a slow reader is, are gone; on entering or iterating.
         StateError: the journal cannot be read; while iterating.
     """
-    with bus.subscribe(wanted, buffer=buffer) as subscription:
-        reader = _Reader(
-            database, subscription, since_ns=since_ns, until_ns=until_ns, after_seq=after_seq, wanted=wanted
-        )
+    reader = _Reader(
+        database,
+        bus,
+        since_ns=since_ns,
+        until_ns=until_ns,
+        after_seq=after_seq,
+        wanted=wanted,
+        direct=direct,
+        buffer=buffer,
+    )
+    with reader.subscription:
         if after_seq is not None:
             await database.read(reader.refuse_if_pruned)
         yield reader
@@ -111,19 +124,25 @@ class _Reader:
     """The state of one reader: up to which number it was given all that it wants, and where the next comes from.
 
     A plain iterator and no generator, so that a cancelled ``anext`` loses nothing and does not end it.
+
+    Attributes:
+        subscription: to be entered while it is read.
     """
 
     def __init__(
         self,
         database: Database,
-        subscription: Subscription,
+        bus: Bus,
         *,
         since_ns: int | None,
         until_ns: int | None,
         after_seq: int | None,
         wanted: Callable[[Event], bool],
+        direct: Callable[[Event], bool],
+        buffer: int,
     ) -> None:
-        self._database, self._subscription, self._wanted = database, subscription, wanted
+        self._database, self._wanted, self._direct = database, wanted, direct
+        self.subscription = bus.subscribe(wanted, direct=self._hand_over, buffer=buffer)
         self._since_ns, self._until_ns = since_ns, until_ns
         self._position = after_seq or 0
         # whether the next read must find the journal unbroken after the position
@@ -178,13 +197,16 @@ class _Reader:
         """Wait for one live event past the position; ``None`` when there is something else to do first."""
         event = None
         try:
-            with anyio.move_on_after(self._remaining()):
-                event = await anext(self._subscription)
+            if self._until_ns is None:
+                event = await anext(self.subscription)
+            else:
+                with anyio.move_on_after(_remaining(self._until_ns)):
+                    event = await anext(self.subscription)
         except StopAsyncIteration:
             self._done = True
         except Lagged as lag:
             self._position = max(self._position, lag.after_seq)
-            self._subscription.rejoin()
+            self.subscription.rejoin()
             self._replaying = self._contiguous = True
         else:
             if event is None:
@@ -196,10 +218,18 @@ class _Reader:
                 return event
         return None
 
+    def _hand_over(self, event: Event) -> bool:
+        """Give one live event past the iterator, which waits; tell whether there is nothing left to do with it."""
+        if event.seq <= self._position:
+            return True
+        if (self._until_ns is not None and event.time_ns > self._until_ns) or not self._direct(event):
+            return False
+        self._position = event.seq
+        return True
+
     def _is_over(self) -> bool:
         return self._until_ns is not None and time.time_ns() > self._until_ns
 
-    def _remaining(self) -> float | None:
-        if self._until_ns is None:
-            return None
-        return min(max((self._until_ns - time.time_ns()) / 1e9, 0.0), _LONGEST_WAIT)
+
+def _remaining(until_ns: int) -> float:
+    return min(max((until_ns - time.time_ns()) / 1e9, 0.0), _LONGEST_WAIT)

@@ -224,7 +224,8 @@ async def rebuild(parts: Parts, entry: Entry) -> Entry:
     async with parts.staging() as staging:
         async with parts.confinement.unpack(staging / "rootfs") as unpacker:
             for layer in manifest.layers:
-                await unpacker.apply(parts.store.path(layer.digest), layer, lambda _: None)
+                async with parts.store.reader(layer.digest) as blob:
+                    await unpacker.apply(blob, layer, lambda _: None, None)
         await parts.disk.sync(staging)
         record = msgspec.structs.replace(old, generation=old.generation + 1, unsynced_boot="")
         with anyio.CancelScope(shield=True):

@@ -54,7 +54,7 @@ class Parts:
     confinement: Confinement
     executor: Executor
     collect: Callable[[], None]
-    gzip_level: int = 1
+    gzip_level: int = 2
     uploads: int = 5
     stop_grace: float = 10.0
     ended: set[str] = field(default_factory=set)

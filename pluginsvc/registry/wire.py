@@ -6,6 +6,7 @@ target. Only an exchange with an insecure registry may use plain HTTP, at any of
 
 from __future__ import annotations
 
+import ssl
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -150,7 +151,11 @@ class Wire:
         verify: bool,
     ) -> aiohttp.ClientResponse:
         assert self._session is not None, "the registry client is not open"
-        tls = await self.hosts.tls(authority(url), verify=verify) if url.scheme == "https" else True
+        proxy = self._proxy(url)
+        tls: ssl.SSLContext | bool = True
+        if url.scheme == "https" or proxy:
+            # also for a proxy that is spoken to over TLS: aiohttp's own context knows no authorities (see __main__)
+            tls = await self.hosts.tls(authority(url), verify=verify or url.scheme != "https")
         fields = CIMultiDict(headers)
         fields["Accept-Encoding"] = "identity"
         fields.setdefault("User-Agent", self._agent)
@@ -173,7 +178,7 @@ class Wire:
                     allow_redirects=False,
                     timeout=timeout,
                     ssl=tls,
-                    proxy=self._proxy(url),
+                    proxy=proxy,
                 )
         except RegistryFault:
             if failed:

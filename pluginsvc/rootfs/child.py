@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import json
 import os
@@ -9,12 +10,12 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
 import anyio
-import anyio.abc
 import anyio.to_thread
 import backports.zstd
 import isal
@@ -105,19 +106,22 @@ async def open_directory(path: Path) -> int:
 class Child:
     """One confined child, for one job."""
 
-    __slots__ = ("_control", "_gone", "_process", "_words")
+    __slots__ = ("_control", "_ended", "_gone", "_process", "_words")
 
-    def __init__(self, process: anyio.abc.Process, control: socket.socket, words: int) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], ended: int, control: socket.socket, words: int) -> None:
         self._process = process
+        self._ended = ended
         self._control = control
         self._words = words
         self._gone = False
 
     @classmethod
-    async def start(cls) -> Self:
+    async def start(cls, starter: Executor) -> Self:
         """Start a child; it gets ready by itself while the caller goes on.
 
-        It must be called on the loop's own thread: the child dies with the thread that starts it.
+        Args:
+            starter: a thread that lives as long as the daemon, because the child dies with the thread that starts it.
+                Not the loop's: that would stand still until the new program runs.
 
         Raises:
             UnpackFailed: no process could be started.
@@ -138,22 +142,15 @@ class Child:
         command = [sys.executable, *flags, str(theirs.fileno()), str(os.getpid()), *folders]
         try:
             with anyio.CancelScope(shield=True), theirs:
-                process = await anyio.open_process(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=words,
-                    cwd="/",
-                    env={},
-                    pass_fds=(theirs.fileno(),),
-                )
+                loop = asyncio.get_running_loop()
+                process, ended = await loop.run_in_executor(starter, _spawn, command, theirs.fileno(), words)
         except BaseException as exc:
             control.close()
             os.close(words)
             if isinstance(exc, OSError):
                 raise UnpackFailed(f"no process can be started: {exc.strerror}") from exc
             raise
-        return cls(process, control, words)
+        return cls(process, ended, control, words)
 
     @property
     def pid(self) -> int:
@@ -227,13 +224,18 @@ class Child:
             ChildFailed: it does not end, or with a status other than 0.
         """
         with anyio.move_on_after(_EXIT_WAIT):
-            await self._process.wait()
+            await self._wait()
         if self._process.returncode != 0:
             raise await self._failed("did not end well")
 
+    async def _wait(self) -> None:
+        if self._process.poll() is None:
+            await anyio.wait_readable(self._ended)
+            self._process.poll()
+
     async def _failed(self, what: str) -> ChildFailed:
         with anyio.move_on_after(_EXIT_WAIT):
-            await self._process.wait()
+            await self._wait()
         words = os.pread(self._words, _LAST_WORDS, 0).rstrip(b"\0").decode("utf-8", "backslashreplace")
         return ChildFailed(what, code=self._process.returncode, words=words.strip()[-2000:])
 
@@ -244,16 +246,35 @@ class Child:
         self._gone = True
         with anyio.CancelScope(shield=True):
             with anyio.move_on_after(_EXIT_WAIT) as bound:
-                with suppress(ProcessLookupError):
-                    self._process.kill()
-                await self._process.wait()
+                self._process.kill()
+                await self._wait()
                 # the confined process dies with the outer one, a moment later; it holds the socket until then
                 while await self._receive() is not None:
                     pass
             if bound.cancelled_caught:
                 _log.error("rootfs.child_stuck", pid=self.pid)
             self._control.close()
+            os.close(self._ended)
             os.close(self._words)
+
+
+def _spawn(command: Sequence[str], control: int, words: int) -> tuple[subprocess.Popen[bytes], int]:
+    """Start the program; return it with a pidfd, which can be waited for."""
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=words,
+        cwd="/",
+        env={},
+        pass_fds=(control,),
+    )
+    try:
+        return process, os.pidfd_open(process.pid)
+    except OSError:
+        process.kill()
+        process.wait()
+        raise
 
 
 def _error(kind: str, reason: str, message: dict[str, Any]) -> PluginsvcError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Self
@@ -29,11 +30,13 @@ class NeedsRoot(Internal):
 class Confinement:
     """Gives each job a fresh confined child, and keeps one spare that has started already.
 
-    Open it with ``async with``, on the loop's own thread; leaving ends the spare.
+    Open it with ``async with``; leaving ends the spare.
 
     Args:
         limit: most children at work at the same time; further jobs wait.
     """
+
+    _starter: ThreadPoolExecutor
 
     def __init__(self, *, limit: int = 8) -> None:
         self._limit = anyio.CapacityLimiter(limit)
@@ -41,6 +44,7 @@ class Confinement:
         self._open = False
 
     async def __aenter__(self) -> Self:
+        self._starter = ThreadPoolExecutor(1, "start-child")
         self._open = True
         await self._refill()
         return self
@@ -50,6 +54,7 @@ class Confinement:
         if self._spare is not None:
             spare, self._spare = self._spare, None
             await spare.kill()
+        self._starter.shutdown(wait=False)
 
     async def ingest(self, body: AsyncIterator[bytes], staging: Path, blob: int, *, level: int) -> Archive:
         """Unpack a plugin's archive into ``staging`` and make its layer, in one pass (REF 3.2).
@@ -101,7 +106,7 @@ class Confinement:
                 await child.kill()
                 child = None
             if child is None:
-                child = await Child.start()
+                child = await Child.start(self._starter)
             try:
                 await self._refill()
                 yield child
@@ -113,7 +118,7 @@ class Confinement:
         if not self._wants_spare():
             return
         try:
-            child = await Child.start()
+            child = await Child.start(self._starter)
         except UnpackFailed as exc:
             # no reason to fail a job that has its child: the next job tries again
             _log.warning("rootfs.no_spare", error=str(exc))

@@ -6,7 +6,8 @@ Part of the confined child: standard library, isal, zstd and errors only.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from queue import SimpleQueue
 from threading import Semaphore, Thread
 from typing import Any, cast
@@ -53,19 +54,20 @@ def printable(name: bytes) -> str:
     return text if len(name) <= 200 else f"{text}…"
 
 
-def _ahead(items: Iterator[bytes]) -> Iterator[memoryview]:
-    """Give ``items``, made by a thread that keeps a few ahead: decompressing lets go of the interpreter lock."""
-    ready: SimpleQueue[bytes | BaseException | None] = SimpleQueue()
+def ahead(items: Generator[bytes | memoryview, None, None]) -> Iterator[memoryview]:
+    """Give ``items``, made by a thread that keeps a few ahead: what makes them lets go of the interpreter lock."""
+    ready: SimpleQueue[bytes | memoryview | BaseException | None] = SimpleQueue()
     room = Semaphore(_AHEAD)
     stopped = False
 
     def make() -> None:
         try:
-            for item in items:
-                room.acquire()
-                if stopped:
-                    return
-                ready.put(item)
+            with closing(items):
+                for item in items:
+                    room.acquire()
+                    if stopped:
+                        return
+                    ready.put(item)
             ready.put(None)
         except BaseException as exc:  # noqa: BLE001 - it is raised where the items are taken
             ready.put(exc)
@@ -91,14 +93,23 @@ class Source:
         fd: where to read; a pipe or a file.
         on_read: gets the number of compressed bytes read so far, after each read.
         hasher: of ``hashlib``; has seen every byte of ``fd`` once ``drain`` has returned.
+        beyond: given the number of bytes read so far, waits until there are more and returns how many; 0 at the end.
+            For a file that is still being written; None: what the file system gives is all.
     """
 
-    __slots__ = ("_fd", "_hasher", "_on_read", "_pos", "_produce", "_raw", "_view", "consumed", "offset")
+    __slots__ = ("_beyond", "_fd", "_hasher", "_on_read", "_pos", "_produce", "_raw", "_view", "consumed", "offset")
 
-    def __init__(self, fd: int, on_read: Callable[[int], None] | None = None, hasher: Any = None) -> None:
+    def __init__(
+        self,
+        fd: int,
+        on_read: Callable[[int], None] | None = None,
+        hasher: Any = None,
+        beyond: Callable[[int], int] | None = None,
+    ) -> None:
         self._fd = fd
         self._on_read = on_read
         self._hasher = hasher
+        self._beyond = beyond
         self._raw = bytearray(STEP)
         self._view = memoryview(b"")
         self._pos = 0
@@ -108,14 +119,16 @@ class Source:
         while len(first) < 4 and (more := self._read(_INPUT_STEP)):
             first += more
         if first.startswith(_GZIP_MAGIC):
-            self._produce = _ahead(self._framed(first, "gzip", _GZIP_MAGIC, _gzip_member))
+            self._produce = ahead(self._framed(first, "gzip", _GZIP_MAGIC, _gzip_member))
         elif first.startswith(_ZSTD_MAGIC):
-            self._produce = _ahead(self._framed(first, "zstd", _ZSTD_MAGIC, zstd.ZstdDecompressor))
+            self._produce = ahead(self._framed(first, "zstd", _ZSTD_MAGIC, zstd.ZstdDecompressor))
         else:
             self._produce = self._plain(first)
 
     def _read(self, size: int) -> memoryview:
         """Read once; an empty view means the end. It is good until the next read."""
+        if self._beyond is not None:
+            size = min(size, self._beyond(self.consumed))
         view = memoryview(self._raw)[:size]
         got = os.readv(self._fd, [view])
         self.consumed += got
@@ -131,7 +144,7 @@ class Source:
         while view := self._read(STEP):
             yield view
 
-    def _framed(self, first: bytes, kind: str, magic: bytes, frame: Callable[[], Any]) -> Iterator[bytes]:
+    def _framed(self, first: bytes, kind: str, magic: bytes, frame: Callable[[], Any]) -> Generator[bytes, None, None]:
         """Decompress gzip members (RFC 1952 §2.2) or zstd frames (RFC 8878 §3.1), one after another."""
         data: bytes | memoryview = first
         while data:
@@ -169,12 +182,22 @@ class Source:
         self._view, self._pos = view, 0
         return True
 
-    def chunks(self, size: int) -> Iterator[memoryview]:
-        """Give exactly ``size`` bytes in pieces.
+    def chunks(self, size: int) -> Iterable[memoryview]:
+        """Give exactly ``size`` bytes in pieces; all of them must be taken.
 
         Raises:
             InvalidArchive: the stream ends before.
         """
+        end = self._pos + size
+        if end > len(self._view):
+            return self._pieces(size)
+        # most files are small and in one piece: a tuple costs a third of a generator
+        piece = self._view[self._pos : end]
+        self._pos = end
+        self.offset += size
+        return (piece,)
+
+    def _pieces(self, size: int) -> Iterator[memoryview]:
         while size:
             left = len(self._view) - self._pos
             if not left:
@@ -200,7 +223,7 @@ class Source:
             self._pos = end
             self.offset += size
             return data
-        return b"".join(map(bytes, self.chunks(size)))
+        return b"".join(map(bytes, self._pieces(size)))
 
     def at_end(self) -> bool:
         """True when not one byte is left."""
@@ -212,7 +235,12 @@ class Source:
         Raises:
             InvalidArchive: the stream ends before.
         """
-        for _ in self.chunks(size):
+        end = self._pos + size
+        if end <= len(self._view):
+            self._pos = end
+            self.offset += size
+            return
+        for _ in self._pieces(size):
             pass
 
     def drain(self) -> None:

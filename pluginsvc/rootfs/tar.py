@@ -6,7 +6,8 @@ Part of the confined child: standard library, isal, zstd and errors only.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from pluginsvc.rootfs import sparse
@@ -89,7 +90,7 @@ class Reader:
         self._unread = 0
         self._padding = 0
 
-    def read(self, size: int) -> Iterator[memoryview]:
+    def read(self, size: int) -> Iterable[memoryview]:
         """Give the next ``size`` bytes of the current entry's data; all of them must be taken."""
         self._unread -= size
         return self._source.chunks(size)
@@ -208,11 +209,17 @@ class Reader:
         self._unread, self._padding = size, -size % BLOCK
         if kind in {LINK, SYMLINK} and (not link or b"\0" in link or len(link) > MAX_PATH):
             raise InvalidArchive("its link target is empty, too long or has a NUL byte in it")
-        uid, gid = _owner(fields, records)
+        mode, uid, gid = _rights(block[100:124])
+        if records:
+            uid = decimal(records[b"uid"], "uid") if records.get(b"uid") else uid
+            gid = decimal(records[b"gid"], "gid") if records.get(b"gid") else gid
+        # the number above is -1, which chown(2) takes for "leave as it is"
+        if not (0 <= uid <= _MAX_ID and 0 <= gid <= _MAX_ID):
+            raise InvalidArchive(f"its owner {uid}:{gid} is out of range")
         return Entry(
             clean(name),
             kind,
-            number(fields[1], "mode") & 0o7777,
+            mode,
             uid,
             gid,
             _mtime(fields, records),
@@ -247,17 +254,14 @@ def _names(
     return name, link
 
 
-def _owner(fields: tuple[bytes, ...], records: dict[bytes, bytes]) -> tuple[int, int]:
-    uid = decimal(records[b"uid"], "uid") if records.get(b"uid") else number(fields[2], "uid")
-    gid = decimal(records[b"gid"], "gid") if records.get(b"gid") else number(fields[3], "gid")
-    # the number above is -1, which chown(2) takes for "leave as it is"
-    if not (0 <= uid <= _MAX_ID and 0 <= gid <= _MAX_ID):
-        raise InvalidArchive(f"its owner {uid}:{gid} is out of range")
-    return uid, gid
+@lru_cache(maxsize=1024)  # an archive has few different ones
+def _rights(fields: bytes) -> tuple[int, int, int]:
+    """Decode mode, user and group, which stand side by side in a header."""
+    return number(fields[:8], "mode") & 0o7777, number(fields[8:16], "uid"), number(fields[16:], "gid")
 
 
 def _mtime(fields: tuple[bytes, ...], records: dict[bytes, bytes]) -> int:
-    text = records.get(b"mtime")
+    text = records.get(b"mtime") if records else None
     value = nanoseconds(text) if text else number(fields[5], "mtime") * 10**9
     if abs(value) > _MAX_SECONDS * 10**9:
         raise InvalidArchive("its mtime is out of range")

@@ -11,14 +11,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from pluginsvc.rootfs.source import InvalidArchive, printable
 from pluginsvc.rootfs.tar import BLOCK_DEVICE, CHAR, DIRECTORY, FIFO, FILE, LINK, SYMLINK, Entry
 from pluginsvc.rootfs.walk import LIST, Walk, remove_directory
 
-Read = Callable[[int], Iterator[memoryview]]
+Read = Callable[[int], Iterable[memoryview]]
 
 WHITEOUT: Final = b".wh."
 OPAQUE: Final = b".wh..wh..opq"
@@ -150,7 +150,8 @@ class Tree:
         try:
             if entry.extents is None:
                 for view in read(entry.size):
-                    _write(fd, view)
+                    if os.write(fd, view) != len(view):
+                        _write(fd, view)
             else:
                 for offset, length in entry.extents:
                     os.lseek(fd, offset, os.SEEK_SET)

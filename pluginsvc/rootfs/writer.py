@@ -20,6 +20,8 @@ _FORMAT: Final = b"%b%07o\0%07o\0%07o\0%011o\0%011o\0        %b%bustar\x0000" + 
 _MAX_ID: Final = 0o7777777
 _MAX_SIZE: Final = 0o77777777777
 _NAME: Final = 100
+_DEVICES: Final = {CHAR, BLOCK_DEVICE}
+_NO_DEVICE: Final = (0, 0)
 
 
 class Writer:
@@ -33,9 +35,31 @@ class Writer:
 
     def entry(self, entry: Entry) -> None:
         """Write the header of ``entry``; its data follows by ``data`` and ``pad``."""
-        name = (entry.name or b".") + b"/" if entry.kind == DIRECTORY else entry.name
+        _, kind, mode, uid, gid, mtime_ns, size, link, device, xattrs, extents, _, _ = entry
+        name = (entry.name or b".") + b"/" if kind == DIRECTORY else entry.name
+        seconds, fraction = divmod(mtime_ns, 10**9)
+        if kind != FILE:
+            size = 0
+        if (
+            len(name) <= _NAME
+            and len(link) <= _NAME
+            and uid <= _MAX_ID
+            and gid <= _MAX_ID
+            and not fraction
+            and 0 <= seconds <= _MAX_SIZE
+            and size <= _MAX_SIZE
+            and not xattrs
+            and extents is None
+        ):
+            if kind not in _DEVICES:
+                device = _NO_DEVICE
+            self._pending += _header(name, kind, mode, uid, gid, size, seconds, link, device)
+        else:
+            self._extended(entry, name, size, seconds)
+
+    def _extended(self, entry: Entry, name: bytes, size: int, seconds: int) -> None:
+        """Write the headers of an entry that ustar alone cannot hold."""
         records = _records(entry, name)
-        size = entry.size if entry.kind == FILE else 0
         sparse = b""
         if entry.extents is not None:
             sparse = _sparse_map(entry.extents, entry.real_size)
@@ -44,12 +68,10 @@ class Writer:
             records += _record(b"GNU.sparse.name", name) + _record(b"GNU.sparse.realsize", b"%d" % entry.real_size)
         if size > _MAX_SIZE:
             records += _record(b"size", b"%d" % size)
-        if records:
-            base = b"PaxHeaders/" + entry.name.rpartition(b"/")[2][:80]
-            self.data(_header(base, b"x", 0o644, 0, 0, len(records), 0))
-            self.data(records)
-            self.pad(len(records))
-        seconds = entry.mtime_ns // 10**9
+        base = b"PaxHeaders/" + entry.name.rpartition(b"/")[2][:80]
+        self.data(_header(base, b"x", 0o644, 0, 0, len(records), 0, b"", _NO_DEVICE))
+        self.data(records)
+        self.pad(len(records))
         header = _header(
             name[-_NAME:],
             entry.kind,
@@ -58,8 +80,8 @@ class Writer:
             entry.gid if entry.gid <= _MAX_ID else 0,
             size if size <= _MAX_SIZE else 0,
             seconds if 0 <= seconds <= _MAX_SIZE else 0,
-            link=entry.link[-_NAME:],
-            device=entry.device if entry.kind in {CHAR, BLOCK_DEVICE} else (0, 0),
+            entry.link[-_NAME:],
+            entry.device if entry.kind in _DEVICES else _NO_DEVICE,
         )
         self.data(header)
         self.data(sparse)
@@ -110,12 +132,12 @@ def _header(
     gid: int,
     size: int,
     seconds: int,
-    *,
-    link: bytes = b"",
-    device: tuple[int, int] = (0, 0),
+    link: bytes,
+    device: tuple[int, int],
 ) -> bytes:
-    name, link = name.ljust(_NAME, b"\0"), link.ljust(_NAME, b"\0")
-    block = _FORMAT % (name, mode, uid, gid, size, seconds, kind, link, *device)
+    block = _FORMAT % (
+        name.ljust(_NAME, b"\0"), mode, uid, gid, size, seconds, kind, link.ljust(_NAME, b"\0"), *device
+    )  # fmt: skip
     return b"%b%06o\0 %b" % (block[:148], checksum(block), block[156:])
 
 

@@ -156,15 +156,15 @@ class Place:
         )
         (self.bundle / "config.json").write_bytes(msgspec.json.encode(document))
 
-    def remove_sockets(self) -> None:
-        """Delete the socket's directory, and unmount what the plugin has mounted below it."""
-        for point in mounts_below(self.sockets):
-            _unmount(point)
-        remove_tree(self.sockets)
-
-    def remove_state(self) -> None:
-        """Delete all that a start has written, the logs excepted."""
-        remove_tree(self.state)
+    def remove(self) -> None:
+        """Delete all that a start has written, the logs excepted, and unmount what the plugin has mounted there."""
+        # the state last, since it names what else there is; where there is nothing, the mount table is not read either
+        if os.path.lexists(self.sockets):
+            for point in mounts_below(self.sockets):
+                _unmount(point)
+            remove_tree(self.sockets)
+        if os.path.lexists(self.state):
+            remove_tree(self.state)
 
 
 def replace(path: Path, data: bytes) -> None:

@@ -18,10 +18,11 @@ from anyio import to_thread
 from pluginsvc.errors import Internal
 from pluginsvc.fsutil import boot_id, remove_tree
 from pluginsvc.runtime import cgroup, logs, monitor
-from pluginsvc.runtime.bundle import Place, Record
+from pluginsvc.runtime.bundle import Mark, Place, Record
+from pluginsvc.runtime.command import CommandFailed
 from pluginsvc.runtime.forward import Forwarder
 from pluginsvc.runtime.instance import Exit, Instance
-from pluginsvc.runtime.oci import CommandFailed, Runtime, RuntimeFailed
+from pluginsvc.runtime.oci import Runtime, RuntimeFailed
 from pluginsvc.runtime.process import ProcessId, with_argument
 from pluginsvc.runtime.spec import Launch, cgroup_name
 from pluginsvc.runtime.watches import Watches
@@ -110,8 +111,12 @@ class Executor:
 
     async def _start(self, place: Place, launch: Launch) -> Record:
         container_id = f"{launch.plugin_id[:12]}-{secrets.token_hex(8)}"
-        await to_thread.run_sync(place.prepare, launch, container_id)
-        begin = await to_thread.run_sync(logs.now, place.logs)
+
+        def prepare() -> Mark:
+            place.prepare(launch, container_id)
+            return logs.now(place.logs)
+
+        begin = await to_thread.run_sync(prepare)
         started_ns = time.time_ns()
         pid = await monitor.create(
             place, container_id=container_id, conmon=self._conmon, runtime=self._runtime, within=_COMMAND_SECONDS
@@ -198,23 +203,40 @@ class Executor:
 
     async def _clear(self, place: Place) -> None:
         await self._forwarder.release(place.plugin_id)
-        container_id = await to_thread.run_sync(place.container_id)
-        if container_id:
-            for process in await to_thread.run_sync(_helpers, place, container_id):
-                await to_thread.run_sync(process.send, signal.SIGKILL)
-                with anyio.move_on_after(_KILL_SECONDS):
-                    await process.wait()
-            if await to_thread.run_sync(self._runtime.knows, container_id):
-                try:
-                    await self._runtime.delete(container_id, log=place.runtime_log, within=_COMMAND_SECONDS)
-                except CommandFailed as exc:
-                    _log.warning("plugin.delete_failed", plugin=place.plugin_id, error=str(exc))
-                    await to_thread.run_sync(remove_tree, self._runtime.root / container_id)
-            name = cgroup_name(container_id)
-            if not await to_thread.run_sync(lambda: cgroup.remove(name, within=_KILL_SECONDS)):
-                raise CommandFailed(f"a process of it would not die, see cgroup {name}")
-        await to_thread.run_sync(place.remove_sockets)
-        await to_thread.run_sync(place.remove_state)
+        found = await to_thread.run_sync(_end_helpers, place)
+        if found is None:
+            return
+        container_id, dying = found
+        for process in dying:
+            with anyio.move_on_after(_KILL_SECONDS):
+                await process.wait()
+        if await to_thread.run_sync(self._runtime.knows, container_id):
+            try:
+                await self._runtime.delete(container_id, log=place.runtime_log, within=_COMMAND_SECONDS)
+            except CommandFailed as exc:
+                _log.warning("plugin.delete_failed", plugin=place.plugin_id, error=str(exc))
+                await to_thread.run_sync(remove_tree, self._runtime.root / container_id)
+        await to_thread.run_sync(_remove, place, container_id)
+
+
+def _end_helpers(place: Place) -> tuple[str, list[ProcessId]] | None:
+    """Kill the monitor, and a runtime at work; return the container ID with who will die of it.
+
+    Where no container was begun, all that there is goes at once, and nothing is returned.
+    """
+    container_id = place.container_id()
+    if container_id is None:
+        place.remove()
+        return None
+    return container_id, [process for process in _helpers(place, container_id) if process.send(signal.SIGKILL)]
+
+
+def _remove(place: Place, container_id: str) -> None:
+    """Delete what no runtime knows of: cgroup, sockets, state."""
+    name = cgroup_name(container_id)
+    if not cgroup.remove(name, within=_KILL_SECONDS):
+        raise CommandFailed(f"a process of it would not die, see cgroup {name}")
+    place.remove()
 
 
 def _helpers(place: Place, container_id: str) -> list[ProcessId]:

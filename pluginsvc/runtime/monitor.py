@@ -6,9 +6,7 @@ file. It goes on when the daemon does not. Written for conmon 2.1.6; see conmon(
 
 from __future__ import annotations
 
-import contextlib
 import os
-import subprocess
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -18,8 +16,9 @@ import msgspec
 from anyio import to_thread
 
 from pluginsvc.runtime.bundle import LOG_NAME, Place
+from pluginsvc.runtime.command import ENVIRONMENT, CommandFailed, find, run
 from pluginsvc.runtime.logs import clean
-from pluginsvc.runtime.oci import ENVIRONMENT, CommandFailed, Runtime, find, last_lines
+from pluginsvc.runtime.oci import Runtime, last_lines
 
 _REOPEN = b"2 0 0\n"
 """The control message by which conmon closes its log file and opens a new one."""
@@ -46,23 +45,22 @@ async def create(place: Place, *, container_id: str, conmon: str, runtime: Runti
     Raises:
         CommandFailed: with what conmon or the runtime says.
     """
-    program = await to_thread.run_sync(find, conmon)
     creator = await to_thread.run_sync(find, runtime.name)
     reading, descriptor = os.pipe()
     os.set_blocking(reading, False)
     writing = FileIO(descriptor, "w")
-    words = [program, "--api-version", "1", "--cid", container_id, "--cuuid", container_id, "--runtime", creator]
+    words = [conmon, "--api-version", "1", "--cid", container_id, "--cuuid", container_id, "--runtime", creator]
     words += [word for option in runtime.options(place.runtime_log) for word in ("--runtime-arg", option)]
     words += ["--bundle", str(place.bundle), "--exit-dir", str(place.exits), "--full-attach", "--no-sync-log"]
     words += ["--container-pidfile", str(place.container_pid), "--conmon-pidfile", str(place.monitor_pid)]
     words += ["--log-path", f"k8s-file:log/{LOG_NAME}"]
     try:
         with anyio.CancelScope(shield=True), anyio.fail_after(within):
-            report = await _report(words, place.state, reading, writing)
+            report = await _report(words, place.state, reading, writing, within)
     except TimeoutError as exc:
         raise CommandFailed(f"{conmon} and {runtime.name} did not create it within {within:g} s") from exc
     except OSError as exc:
-        raise CommandFailed(f"{program} could not be run: {exc.strerror}") from exc
+        raise CommandFailed(f"{conmon} could not be run: {exc.strerror}") from exc
     finally:
         os.close(reading)
         writing.close()
@@ -74,34 +72,20 @@ async def create(place: Place, *, container_id: str, conmon: str, runtime: Runti
     return pid
 
 
-async def _report(words: list[str], state: Path, reading: int, writing: FileIO) -> dict[str, Any]:
+async def _report(words: list[str], state: Path, reading: int, writing: FileIO, within: float) -> dict[str, Any]:
     environment = {**ENVIRONMENT, "_OCI_SYNCPIPE": str(writing.fileno())}
     # what is run here only forks the monitor proper, and ends
-    async with await anyio.open_process(
-        words,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        cwd=state,
-        env=environment,
-        start_new_session=True,
-        pass_fds=[writing.fileno()],
-    ) as process:
-        writing.close()
-        if await process.wait() != 0:
-            assert process.stderr is not None
-            said = b""
-            with contextlib.suppress(anyio.EndOfStream):
-                while len(said) < _MAX_REPORT:
-                    said += await process.stderr.receive()
-            raise CommandFailed(f"conmon: {clean(said) or f'exit code {process.returncode}'}")
-        line = b""
-        while b"\n" not in line and len(line) < _MAX_REPORT:
-            await anyio.wait_readable(reading)
-            data = os.read(reading, _MAX_REPORT)
-            if not data:
-                break
-            line += data
+    ended = await run(words, within=within, environment=environment, directory=state, pass_fds=[writing.fileno()])
+    writing.close()
+    if ended.code != 0:
+        raise CommandFailed(f"conmon: {clean(ended.said) or f'exit code {ended.code}'}")
+    line = b""
+    while b"\n" not in line and len(line) < _MAX_REPORT:
+        await anyio.wait_readable(reading)
+        data = os.read(reading, _MAX_REPORT)
+        if not data:
+            break
+        line += data
     try:
         return msgspec.json.decode(line.partition(b"\n")[0], type=dict[str, Any])
     except msgspec.MsgspecError:

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from pathlib import Path
 
-import anyio
 from anyio import to_thread
 
 from pluginsvc.errors import Internal
+from pluginsvc.runtime.command import CommandFailed, run
 from pluginsvc.runtime.logs import clean
-
-ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-"""All that runtime and monitor get of an environment: the daemon's own NOTIFY_SOCKET or LISTEN_FDS would make the
-runtime pass those on to the plugin."""
 
 _MAX_OUTPUT = 4096
 
@@ -25,22 +19,6 @@ class RuntimeFailed(Internal):
     def __init__(self, plugin: str, step: str, reason: str) -> None:
         self.plugin, self.step, self.reason = plugin, step, reason
         super().__init__(f"cannot {step} plugin {plugin}: {reason}")
-
-
-class CommandFailed(Exception):
-    """A command ended badly; the caller knows for which plugin and makes it a ``RuntimeFailed``."""
-
-
-def find(name: str) -> str:
-    """Return the absolute path of a program. Blocks.
-
-    Raises:
-        CommandFailed: it is not there.
-    """
-    path = shutil.which(name, path=ENVIRONMENT["PATH"])
-    if path is None:
-        raise CommandFailed(f"{name} is not there or not executable: install it, or say where it is")
-    return str(Path(path).absolute())
 
 
 def last_lines(log: Path) -> str:
@@ -89,21 +67,12 @@ class Runtime:
         await self._run("delete", "--force", container_id, log=log, within=within)
 
     async def _run(self, *words: str, log: Path, within: float) -> None:
-        program = await to_thread.run_sync(find, self.name)
         try:
-            with anyio.fail_after(within):
-                done = await anyio.run_process(
-                    [program, *self.options(log), *words],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    check=False,
-                    env=ENVIRONMENT,
-                    start_new_session=True,
-                )
+            ended = await run([self.name, *self.options(log), *words], within=within)
         except TimeoutError as exc:
             raise CommandFailed(f"{self.name} {words[0]} did not end within {within:g} s and was killed") from exc
         except OSError as exc:
-            raise CommandFailed(f"{program} could not be run: {exc.strerror}") from exc
-        if done.returncode != 0:
-            said = clean(done.stderr[-_MAX_OUTPUT:]) or await to_thread.run_sync(last_lines, log)
-            raise CommandFailed(f"{self.name} {words[0]}: {said or f'exit code {done.returncode}'}")
+            raise CommandFailed(f"{self.name} could not be run: {exc.strerror}") from exc
+        if ended.code != 0:
+            said = clean(ended.said) or await to_thread.run_sync(last_lines, log)
+            raise CommandFailed(f"{self.name} {words[0]}: {said or f'exit code {ended.code}'}")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from contextlib import AsyncExitStack
 
 import anyio
 import msgspec
@@ -31,11 +31,14 @@ from pluginsvc.model.progress import Line
 from pluginsvc.model.reference import Reference
 from pluginsvc.registry.errors import RegistryFault
 from pluginsvc.registry.fetcher import Fetcher
-from pluginsvc.transfer.progress import INTERVAL, Board, Row, Sink, report
+from pluginsvc.transfer.layer import Download, Layer
+from pluginsvc.transfer.progress import INTERVAL, Board, Sink, report
 from pluginsvc.transfer.retry import PAUSE, retrying
 
-Apply = Callable[[Path, Descriptor, Callable[[int], None]], Awaitable[None]]
-"""Puts one layer on top: gets the blob, its descriptor, and what to tell how many of its bytes are consumed."""
+Apply = Callable[[int, Descriptor, Callable[[int], None], int | None], Awaitable[None]]
+"""Puts one layer on top: gets a file descriptor to read the blob by, the layer's descriptor, and what to tell how many
+bytes are consumed; for a blob that is being downloaded also an eventfd that counts up those that are there, verified
+when the pull ends well. Without one all are there, as they were verified once."""
 
 
 class NotAPlugin(InvalidParameter):
@@ -110,41 +113,6 @@ async def resolve(fetcher: Fetcher, reference: Reference) -> Resolved:
     )
 
 
-@dataclass(slots=True)
-class _Layer:
-    """A distinct layer within one pull."""
-
-    descriptor: Descriptor
-    row: Row
-    ready: anyio.Event = field(default_factory=anyio.Event)
-
-
-@dataclass(slots=True)
-class _Download:
-    """A download that any number of pulls wait for; whoever holds the lock does it, for all.
-
-    When the one who does it is cancelled, the next takes over where he ended; with the last it stops.
-    """
-
-    size: int
-    received: int = 0
-    lock: anyio.Lock = field(default_factory=anyio.Lock)
-    watchers: list[Row] = field(default_factory=list)
-    failure: tuple[str, RegistryFault] | None = None
-
-    def join(self, row: Row) -> None:
-        """Add a watcher and show it what came before."""
-        self.watchers.append(row)
-        if self.received:
-            row.set("Downloading", self.received, self.size)
-
-    def show(self, received: int) -> None:
-        """Tell all watchers how many bytes are there."""
-        self.received = received
-        for row in self.watchers:
-            row.set("Downloading", received, self.size)
-
-
 class Puller:
     """Brings layers into the store; one for the whole daemon, so that pulls of one blob meet.
 
@@ -168,7 +136,7 @@ class Puller:
         self._store, self._lease, self._interval, self._pause = store, lease, interval, pause
         self._limit = limit
         self._slots = anyio.CapacityLimiter(limit)
-        self._downloads: dict[Digest, _Download] = {}
+        self._downloads: dict[Digest, Download] = {}
 
     async def pull(
         self,
@@ -204,63 +172,91 @@ class Puller:
         await self._store.put(resolved.raw, resolved.descriptor.digest)
 
         board = Board()
-        layers = {layer.digest: _Layer(layer, board.row(layer.digest.short)) for layer in manifest.layers}
-        missing: list[_Layer] = []
+        layers = {layer.digest: Layer(layer, board.row(layer.digest.short)) for layer in manifest.layers}
+        missing: list[Layer] = []
         for layer in layers.values():
             if await self._store.size(layer.descriptor.digest) == layer.descriptor.size:
                 layer.row.set("Already exists")
-                layer.ready.set()
+                layer.ready = True
             else:
                 layer.row.set("Waiting")
+                layer.fetched = True
                 missing.append(layer)
         queue = iter(missing)
 
         async def fetch() -> None:
             for layer in queue:  # shared: whoever is free takes the next
                 await self._fetch(layer, fetcher)
-                layer.ready.set()
+                layer.finish()
 
         async with report(board, sink, interval=self._interval), anyio.create_task_group() as group:
             for _ in range(min(self._limit, len(missing))):
                 group.start_soon(fetch)
             await self._apply(manifest.layers, layers, apply)
 
-    async def _apply(self, order: list[Descriptor], layers: dict[Digest, _Layer], apply: Apply) -> None:
+    async def _apply(self, order: list[Descriptor], layers: dict[Digest, Layer], apply: Apply) -> None:
         last = {descriptor.digest: place for place, descriptor in enumerate(order)}
         for place, descriptor in enumerate(order):
-            row = layers[descriptor.digest].row
-            await layers[descriptor.digest].ready.wait()
-
-            def consumed(count: int, row: Row = row, total: int = descriptor.size) -> None:
-                row.set("Extracting", count, total)
-
-            consumed(0)
-            await apply(self._store.path(descriptor.digest), descriptor, consumed)
+            layer = layers[descriptor.digest]
+            await layer.readable()
+            await self._apply_one(layer, apply)
             if last[descriptor.digest] == place:
-                row.set("Complete")
+                layer.row.set("Complete")
 
-    async def _fetch(self, layer: _Layer, fetcher: Fetcher) -> None:
+    async def _apply_one(self, layer: Layer, apply: Apply) -> None:
+        """Apply a layer; return when it is verified as well."""
+        descriptor = layer.descriptor
+
+        def consumed(count: int) -> None:
+            if layer.ready:
+                layer.row.set("Extracting", count, descriptor.size)
+
+        consumed(0)
+        async with AsyncExitStack() as stack:
+            if layer.blob is None:
+                blob = await stack.enter_async_context(self._store.reader(descriptor.digest))
+            else:
+                # ours to the end, also when the download ends before
+                blob = os.dup(layer.blob)
+                stack.callback(os.close, blob)
+            counter = stack.enter_context(layer.counted()) if layer.fetched else None
+            try:
+                await apply(blob, descriptor, consumed, counter)
+            except InvalidParameter:
+                # when the registry did not send what it should, then that is the reason, and ends all of this
+                await layer.whole()
+                raise
+        await layer.whole()
+        consumed(descriptor.size)
+
+    async def _fetch(self, layer: Layer, fetcher: Fetcher) -> None:
         """Have the layer in the store, by our own work or that of another pull."""
         descriptor = layer.descriptor
         layer.row.set("Pulling fs layer")
-        download = self._downloads.setdefault(descriptor.digest, _Download(descriptor.size))
+        download = self._downloads.setdefault(descriptor.digest, Download(descriptor.size))
         download.join(layer.row)
         try:
             async with download.lock:
                 if await self._store.size(descriptor.digest) != descriptor.size:
                     if download.failure is not None and download.failure[0] == fetcher.source:
                         raise download.failure[1]
-                    await self._download(descriptor, fetcher, download)
+                    await self._download(layer, fetcher, download)
         finally:
             download.watchers.remove(layer.row)
             if not download.watchers:
                 del self._downloads[descriptor.digest]
         layer.row.set("Download complete")
 
-    async def _download(self, descriptor: Descriptor, fetcher: Fetcher, download: _Download) -> None:
+    async def _download(self, layer: Layer, fetcher: Fetcher, download: Download) -> None:
+        descriptor = layer.descriptor
         digest, size = descriptor.digest, descriptor.size
-        async with self._slots, self._store.ingest(f"layer {digest}", digest=digest, size=size) as ingest:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._slots)
+            ingest = await stack.enter_async_context(self._store.ingest(f"layer {digest}", digest=digest, size=size))
             resumed = ingest.offset > 0
+            if not resumed:
+                # what an earlier try left may prove bad and be fetched anew: only when it is verified, is it applied
+                stack.enter_context(layer.arriving(await stack.enter_async_context(ingest.reader())))
 
             async def attempt() -> None:
                 if ingest.offset == size:
@@ -269,9 +265,12 @@ class Puller:
                     async for chunk in chunks:
                         await ingest.write(chunk)
                         download.show(ingest.offset)
+                        layer.arrived(ingest.written)
 
             try:
                 await retrying(attempt, pause=self._pause)
+                await ingest.flush()
+                layer.arrived(size)
                 try:
                     await ingest.commit(digest, size)
                 except DigestMismatch:

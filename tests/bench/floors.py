@@ -14,7 +14,8 @@ from typing import IO
 from isal import isal_zlib
 
 from tests.bench import wire
-from tests.bench.workload import PIECE, Published
+from tests.bench.inputs import Published
+from tests.bench.workload import PIECE
 from tests.support import sample
 
 

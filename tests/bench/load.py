@@ -17,7 +17,7 @@ from tests.bench.sides import NotDoneError
 
 CONNECTIONS = 32
 SUBSCRIBERS = 200
-_WARM_UP = 0.2
+_WARM_UP = 0.1
 _SUBSCRIBED = 0.3
 """Seconds after the headers: dockerd sends those before it subscribes."""
 _PUBLISHED = 0.3
@@ -73,7 +73,7 @@ def requests(socket: Path, path: str, *, seconds: float, roots: probes.Roots) ->
     Args:
         socket: of the daemon.
         path: what to ask for.
-        seconds: how long to count, after a fifth of a second that does not count.
+        seconds: how long to count, after a tenth of a second that does not count.
         roots: the daemon's processes.
 
     """

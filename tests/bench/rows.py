@@ -50,7 +50,7 @@ class Row:
 
     Attributes:
         name: in tables.
-        unit: of the values: "s", "MB", or anything else for a rate.
+        unit: of the values: "s", "ms", "MB", or anything else for a rate.
         goal: what is wanted.
         note: what a reader of the table must know.
         figures: by side, one a round.
@@ -67,7 +67,7 @@ class Row:
 
     @property
     def less_is_better(self) -> bool:
-        return self.unit in {"s", "MB"}
+        return self.unit in {"s", "ms", "MB"}
 
     def add(self, side: str, figure: probes.Figure) -> None:
         self.figures.setdefault(side, []).append(figure)
@@ -103,6 +103,30 @@ class Row:
             ours = self.median(OURS)
             found.append((f"≤ {goal.limit:g} {self.unit}", None if ours is None else ours <= goal.limit))
         return found
+
+
+@dataclass
+class Curve:
+    """How the cost of one kind of work grows.
+
+    Attributes:
+        name: of the work.
+        unit: as a row's.
+        axis: what there is more and more of.
+        note: as a row's.
+        points: a row for each number of that.
+
+    """
+
+    name: str
+    unit: str
+    axis: str
+    note: str = ""
+    points: dict[int, Row] = field(default_factory=dict)
+
+    def point(self, at: int) -> Row:
+        """Return the row of a number, a new one at first."""
+        return self.points.setdefault(at, Row(f"{self.name}, {at} {self.axis}", self.unit))
 
 
 def in_turn(row: Row, rounds: int, folder: Path, works: Mapping[str, Work]) -> None:

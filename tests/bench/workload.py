@@ -1,26 +1,20 @@
-"""What is measured with: trees made of files that every machine has, as tars and as layers of a published plugin.
+"""What is measured with: trees made of files that every machine has, as tars and as bodies of `create`.
 
 The same machine makes the same bytes each time, as long as its Python stays the same.
 """
 
-import hashlib
 import io
 import itertools
 import json
 import os
 import random
-import stat
 import sysconfig
 import tarfile
-import zlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import IO, Any, Protocol
-
-from tests.bench import wire
+from typing import Any, Protocol, Self
 
 PIECE = 1024 * 1024
 """Bytes that are sent, read and compressed at once."""
@@ -38,14 +32,25 @@ CONFIG: dict[str, Any] = {
 
 _LARGEST = 4 * PIECE
 _WANTED_SUFFIXES = (".py", ".pyi", ".so", ".h", ".txt", ".json", ".rst", ".md", ".js", ".css", ".a")
-_CONFIG_TYPE = "application/vnd.docker.plugin.v1+json"
-_LAYER_TYPE = "application/vnd.docker.image.rootfs.diff.tar.gzip"
-_MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
+
+
+class Sink(Protocol):
+    """All that is needed of a file to write a tar to it."""
+
+    def write(self, data: bytes, /) -> object: ...
+
+
+class Tree(Protocol):
+    """What a layer is made of; its `repr` tells it from every other."""
+
+    def write(self, out: Sink) -> int:
+        """Write it as a tar and return the number of entries."""
+        ...
 
 
 @dataclass(frozen=True)
-class Tree:
-    """What a tree shall be.
+class Mixed:
+    """A tree of the machine's own files, small and large ones in turn, so that both numbers are reached together.
 
     Attributes:
         top: folder that holds all of it; `a/b` makes both.
@@ -60,65 +65,112 @@ class Tree:
     size: int
     offset: int = 0
 
+    def write(self, out: Sink) -> int:
+        """Write it as a tar and return the number of entries."""
+        sources = [itertools.cycle(pool[(at := self.offset % len(pool)) :] + pool[:at]) for pool in _pool()]
+        taken = [0, 0]
+        entries = size = 0
+        with _Tar(out) as tar:
+            while entries < self.entries or size < self.size:
+                which = int(size * self.entries < entries * self.size)
+                path, short = next(sources[which])
+                name = f"{self.top}/{taken[which] // len(_pool()[which]):03}/{'sl'[which]}{short}"
+                taken[which] += 1
+                try:
+                    data = Path(path).read_bytes()
+                except OSError:  # somebody works in that folder
+                    continue
+                entries += tar.add(name, data)
+                size += len(data)
+        return entries
 
-class _Sink(Protocol):
-    def write(self, data: bytes, /) -> object: ...
+
+@dataclass(frozen=True)
+class Tiny:
+    """A tree of tiny files: 0 to 2047 bytes of text, a hundred in a folder.
+
+    Attributes:
+        top: folder that holds all of it.
+        files: how many.
+
+    """
+
+    top: str
+    files: int
+
+    def write(self, out: Sink) -> int:
+        """Write it as a tar and return the number of entries."""
+        text = b"".join(Path(path).read_bytes() for path, _ in _pool()[0][:200])
+        random_ = random.Random(self.files)
+        with _Tar(out) as tar:
+            entries = 0
+            for number in range(self.files):
+                at = random_.randrange(len(text) - 2048)
+                name = f"{self.top}/{number // 100:04}/{number % 100:02}"
+                entries += tar.add(name, text[at : at + random_.randrange(2048)])
+        return entries
+
+
+class _Tar:
+    """Writes files to a tar, each folder before what is in it."""
+
+    def __init__(self, out: Sink) -> None:
+        # tarfile wants a whole file object where it needs only `write`
+        self._tar = tarfile.open(fileobj=_WriteOnly(out), mode="w|", bufsize=PIECE, format=tarfile.GNU_FORMAT)  # noqa: SIM115 - __exit__ closes it
+        self._known: set[str] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._tar.close()
+
+    def add(self, name: str, data: bytes) -> int:
+        """Add a file and the folders above it that are not there yet; return how many entries that made."""
+        folder = name.rpartition("/")[0]
+        missing = []
+        while folder and folder not in self._known:
+            missing.append(folder)
+            folder = folder.rpartition("/")[0]
+        for folder in reversed(missing):
+            self._known.add(folder)
+            self._tar.addfile(_header(folder, tarfile.DIRTYPE, 0o755, 0))
+        self._tar.addfile(_header(name, tarfile.REGTYPE, 0o644, len(data)), io.BytesIO(data))
+        return len(missing) + 1
 
 
 @cache
-def _pool() -> tuple[list[tuple[Path, str]], list[tuple[Path, str]]]:
+def _pool() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """Return the machine's files that trees are made of, with a short name each: those under 32 kB, and larger ones."""
     folders = {sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}
     folders |= {"/usr/lib/python3", f"/usr/lib/{os.uname().machine}-linux-gnu", "/usr/include"}
-    small: list[tuple[Path, str]] = []
-    large: list[tuple[Path, str]] = []
+    small: list[tuple[str, str]] = []
+    large: list[tuple[str, str]] = []
     for number, folder in enumerate(sorted(folders)):
-        for base, inner, names in os.walk(folder):
-            inner[:] = sorted(name for name in inner if name != "__pycache__")
-            for path in (Path(base, name) for name in sorted(names) if name.endswith(_WANTED_SUFFIXES)):
-                found = path.lstat()
-                if stat.S_ISREG(found.st_mode) and 0 < found.st_size <= _LARGEST:
-                    (large if found.st_size >= 32 * 1024 else small).append(
-                        (path, f"{number}/{path.relative_to(folder)}")
-                    )
+        for path, size in _files(folder):
+            if 0 < size <= _LARGEST:
+                (large if size >= 32 * 1024 else small).append((path, f"{number}{path.removeprefix(folder)}"))
     if not small or not large:
         raise RuntimeError(f"no files to make trees of in {sorted(folders)}")
     return small, large
 
 
-def write_tree(tree: Tree, out: _Sink) -> int:
-    """Write the tar of a tree and return its number of entries.
-
-    Small and large files alternate so that entries and size come to their end together.
-    """
-    sources = [itertools.cycle(pool[tree.offset % len(pool) :] + pool[: tree.offset % len(pool)]) for pool in _pool()]
-    taken = [0, 0]
-    entries = size = 0
-    known: set[str] = set()
-    # tarfile wants a whole file object where it needs only `write`
-    with tarfile.open(fileobj=_WriteOnly(out), mode="w|", bufsize=PIECE, format=tarfile.GNU_FORMAT) as tar:
-        while entries < tree.entries or size < tree.size:
-            which = int(size * tree.entries < entries * tree.size)
-            path, short = next(sources[which])
-            name = f"{tree.top}/{taken[which] // len(_pool()[which]):03}/{'sl'[which]}{short}"
-            taken[which] += 1
-            try:
-                data = path.read_bytes()
-            except OSError:  # somebody works in that folder
-                continue
-            for folder in reversed(Path(name).parents[:-1]):
-                if str(folder) not in known:
-                    known.add(str(folder))
-                    tar.addfile(_header(str(folder), tarfile.DIRTYPE, 0o755, 0))
-                    entries += 1
-            tar.addfile(_header(name, tarfile.REGTYPE, 0o644, len(data)), io.BytesIO(data))
-            entries += 1
-            size += len(data)
-    return entries
+def _files(folder: str) -> Iterator[tuple[str, int]]:
+    """Give path and size of the files below a folder that are wanted, always in the same order."""
+    try:
+        found = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:  # not on this machine, or gone
+        return
+    for entry in found:
+        if entry.is_file(follow_symlinks=False) and entry.name.endswith(_WANTED_SUFFIXES):
+            yield entry.path, entry.stat(follow_symlinks=False).st_size
+    for entry in found:
+        if entry.is_dir(follow_symlinks=False) and entry.name != "__pycache__":
+            yield from _files(entry.path)
 
 
 class _WriteOnly(io.RawIOBase):
-    def __init__(self, out: _Sink) -> None:
+    def __init__(self, out: Sink) -> None:
         self._out = out
 
     def writable(self) -> bool:
@@ -165,6 +217,11 @@ def body(beginning: bytes, rest: Path | None = None) -> Iterator[bytes]:
             yield data
 
 
+def tiny(salt: str) -> Iterator[bytes]:
+    """Return the `create` body of a plugin with next to nothing in it."""
+    return body(head(salt))
+
+
 def noise(path: Path, size: int, name: str) -> None:
     """Write a tar of one file of `size` bytes that no compressor makes smaller; the same each time."""
     source = random.Random(size)
@@ -173,81 +230,3 @@ def noise(path: Path, size: int, name: str) -> None:
         for start in range(0, size, PIECE):
             file.write(source.randbytes(min(PIECE, size - start)))
         file.write(bytes(-size % 512) + bytes(1024))
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A layer as it lies on disk, and what it unpacks to."""
-
-    path: Path
-    digest: str
-    diff_id: str
-    size: int
-    entries: int
-
-
-class _Compressor:
-    """Takes a tar, gives the file, both digests and the size; zlib at 6, as layers in registries are."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._gzip = zlib.compressobj(6, zlib.DEFLATED, 31)
-        self._plain, self._packed = hashlib.sha256(), hashlib.sha256()
-
-    def write(self, data: bytes) -> None:
-        self._plain.update(data)
-        self._put(self._gzip.compress(data))
-
-    def _put(self, data: bytes) -> None:
-        self._packed.update(data)
-        self._file.write(data)
-
-    def end(self) -> tuple[str, str]:
-        self._put(self._gzip.flush())
-        return f"sha256:{self._packed.hexdigest()}", f"sha256:{self._plain.hexdigest()}"
-
-
-def make_layer(tree: Tree, path: Path) -> Layer:
-    """Write the gzip layer of a tree."""
-    with path.open("wb") as file:
-        out = _Compressor(file)
-        entries = write_tree(tree, out)
-        digest, diff_id = out.end()
-    return Layer(path, digest, diff_id, path.stat().st_size, entries)
-
-
-@dataclass(frozen=True)
-class Published:
-    """A plugin in the registry.
-
-    Attributes:
-        repository: its path there.
-        remote: the reference to pull it by.
-        layers: with their files gone.
-
-    """
-
-    repository: str
-    remote: str
-    layers: list[Layer]
-
-
-def publish(registry: str, repository: str, trees: Sequence[Tree], scratch: Path) -> Published:
-    """Make a plugin with one layer a tree and put it into the registry, as neither side would: by plain PUTs."""
-    with ThreadPoolExecutor(2) as pool:
-        layers = list(pool.map(make_layer, trees, [scratch / f"layer-{n}" for n in range(len(trees))]))
-    for layer in layers:
-        wire.put_blob(registry, repository, layer.digest, layer.path)
-        layer.path.unlink()
-    rootfs = {"type": "layers", "diff_ids": [layer.diff_id for layer in layers]}
-    config = json.dumps(CONFIG | {"rootfs": rootfs}).encode()
-    config_digest = f"sha256:{hashlib.sha256(config).hexdigest()}"
-    wire.put_blob(registry, repository, config_digest, config)
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": _MANIFEST_TYPE,
-        "config": {"mediaType": _CONFIG_TYPE, "size": len(config), "digest": config_digest},
-        "layers": [{"mediaType": _LAYER_TYPE, "size": layer.size, "digest": layer.digest} for layer in layers],
-    }
-    wire.put_manifest(registry, repository, "latest", _MANIFEST_TYPE, json.dumps(manifest).encode())
-    return Published(repository, f"{registry}/{repository}:latest", layers)

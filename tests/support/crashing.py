@@ -112,7 +112,7 @@ def _zygote() -> None:
                 os.close(log)
                 os.close(null)
                 _Steps(Path(life["armed"]), Path(life["trace"]), life["at"]).install()
-                __main__.main(life["words"], standalone_mode=False)
+                __main__.main(life["words"])
                 code = 0
             finally:
                 sys.stdout.flush()

@@ -27,7 +27,12 @@ class MemoryEvents:
 
     @asynccontextmanager
     async def follow(
-        self, *, since_ns: int | None = None, until_ns: int | None = None, wanted: Callable[[Event], bool]
+        self,
+        *,
+        since_ns: int | None = None,
+        until_ns: int | None = None,
+        wanted: Callable[[Event], bool],
+        direct: Callable[[Event], bool],
     ) -> AsyncIterator[AsyncIterator[Event]]:
         replay = since_ns is not None or until_ns is not None
         async with aclosing(self._events(0 if replay else len(self.journal), since_ns, until_ns, wanted)) as events:

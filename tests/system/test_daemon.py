@@ -294,7 +294,7 @@ def test_hup_takes_over_what_may_change(tmp_path: Path) -> None:
             daemon.proc.signal(signal.SIGHUP)
             procs.wait_until(lambda: wanted in daemon.log())
 
-        reload('insecure-registries = ["two.test:5000"]\ngzip-level = 2\n', "daemon.reloaded")
+        reload('insecure-registries = ["two.test:5000"]\ngzip-level = 3\n', "daemon.reloaded")
         assert "changed=['insecure_registries'] needs_restart=['gzip_level']" in daemon.log()
         reload("insecure-registry = ['typo']\n", "daemon.reload_refused")
         reload('registry-mirrors = ["https://m.test/path"]\n', "registry-mirrors: 'https://m.test/path' is not")

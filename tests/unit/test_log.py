@@ -43,3 +43,13 @@ def test_secrets_are_masked(capsys: pytest.CaptureFixture[str], key: str) -> Non
     (line,) = lines(capsys)
     assert line[key] == "***"
     assert line["url"] == "https://***@host/v2/"
+
+
+def test_lines_say_which_request_they_are_of(capsys: pytest.CaptureFixture[str]) -> None:
+    """Lines of a request carry its ID, others carry none."""
+    log.configure(style="json")
+    token = log.request_id.set("r-1")
+    _log.info("inside")
+    log.request_id.reset(token)
+    _log.info("outside")
+    assert [line.get("request_id") for line in lines(capsys)] == ["r-1", None]

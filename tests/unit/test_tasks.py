@@ -289,4 +289,5 @@ async def test_every_keeps_to_the_clock() -> None:
             await anyio.sleep_until(start + 4.5 * interval)
         if len(ticks) == 4:
             break
-    assert [int(tick) for tick in ticks] == [1, 2, 5, 6]
+    # uvloop's clock has whole milliseconds: a tick may seem to come that much too early
+    assert [int(tick + 0.1) for tick in ticks] == [1, 2, 5, 6]

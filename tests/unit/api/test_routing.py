@@ -77,3 +77,14 @@ def test_found(router: Router, method: str, path: str, found: str, name: str, ve
 def test_not_found(router: Router, method: str, path: str) -> None:
     """Anything else is no page, a wrong method included."""
     assert router.find(method, path) is None
+
+
+def test_literals_are_what_would_be_found(router: Router) -> None:
+    """The table of literal paths says the same as looking each up, and has no path of another version."""
+    table = router.literals(["1.24", "1.47"])
+    assert ("GET", "/v1.47/plugins") in table
+    assert ("GET", "/own") in table
+    assert ("GET", "/v1.47/own") not in table
+    assert ("GET", "/v1.25/plugins") not in table
+    for (method, path), match in table.items():
+        assert router.find(method, path) == match

@@ -9,7 +9,7 @@ import tarfile
 import pytest
 
 from tests.bench import probes
-from tests.bench.workload import Tree, body, head, write_tree
+from tests.bench.workload import Mixed, body, head
 
 MB = 1024 * 1024
 
@@ -17,7 +17,7 @@ MB = 1024 * 1024
 @pytest.fixture(scope="module")
 def archive() -> bytes:
     out = io.BytesIO()
-    write_tree(Tree("rootfs/tree", 300, 8 * MB), out)
+    Mixed("rootfs/tree", 300, 8 * MB).write(out)
     return out.getvalue()
 
 
@@ -34,8 +34,8 @@ def test_a_tree_has_the_entries_and_the_size_it_was_asked_for(archive: bytes) ->
 def test_the_same_tree_is_the_same_bytes_and_an_offset_makes_another(archive: bytes) -> None:
     """Rounds and runs compare like with like."""
     again, other = io.BytesIO(), io.BytesIO()
-    write_tree(Tree("rootfs/tree", 300, 8 * MB), again)
-    write_tree(Tree("rootfs/tree", 300, 8 * MB, offset=5), other)
+    Mixed("rootfs/tree", 300, 8 * MB).write(again)
+    Mixed("rootfs/tree", 300, 8 * MB, offset=5).write(other)
     assert hashlib.sha256(again.getvalue()).digest() == hashlib.sha256(archive).digest()
     assert other.getvalue() != archive
 

@@ -47,6 +47,61 @@ async def test_waiting_reader_is_woken() -> None:
             bus.publish(numbered(1))
 
 
+async def test_hands_over_to_a_reader_that_waits() -> None:
+    """What is handed over wakes nobody; what is declined, and what comes before the reader waits again, is given."""
+    bus = Bus()
+    taken: list[int] = []
+    given: list[int] = []
+
+    def direct(found: Event) -> bool:
+        if found.seq % 3 != 0:
+            taken.append(found.seq)
+        return found.seq % 3 != 0
+
+    async def read() -> None:
+        while True:
+            given.append((await anext(subscription)).seq)
+
+    with bus.subscribe(direct=direct) as subscription:
+        bus.publish(numbered(1))
+        async with anyio.create_task_group() as group:
+            group.start_soon(read)
+            await checkpoint()
+            for seq in range(2, 6):
+                bus.publish(numbered(seq))
+            assert (given, taken) == ([1], [2])
+            await checkpoint()
+            bus.publish(numbered(7))
+            assert (given, taken) == ([1, 3, 4, 5], [2, 7])
+            group.cancel_scope.cancel()
+
+
+async def test_hands_nothing_over_once_the_wait_is_over() -> None:
+    """When a wait is cancelled, what comes afterwards stays in the buffer."""
+    bus = Bus()
+    with bus.subscribe(direct=lambda _: True) as subscription:
+        async with anyio.create_task_group() as group:
+            group.start_soon(anext, subscription)
+            await checkpoint()
+            group.cancel_scope.cancel()
+        bus.publish(numbered(1))
+        assert (await anext(subscription)).seq == 1
+
+
+async def test_a_gap_begins_after_what_was_handed_over() -> None:
+    """A reader that lags resumes after the last event that was handed over or fits its buffer."""
+    bus = Bus()
+    with bus.subscribe(direct=lambda found: found.seq < 3, buffer=1) as subscription:
+        async with anyio.create_task_group() as group:
+            group.start_soon(anext, subscription)
+            await checkpoint()
+            for seq in range(1, 9):
+                bus.publish(numbered(seq))
+        with pytest.raises(Lagged) as caught:
+            await anext(subscription)
+        assert caught.value.after_seq == 3
+
+
 async def test_overflow_delivers_the_buffer_then_tells_where_to_resume() -> None:
     """A full buffer is still delivered; then the reader is told the last number, and others never notice."""
     bus = Bus()

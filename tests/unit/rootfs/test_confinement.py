@@ -6,7 +6,9 @@ import socket
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
@@ -29,8 +31,10 @@ PLUGIN = member(b"config.json", b"{}") + member(b"rootfs/f", b"data" * 1000) + E
 def processes(pid: int) -> list[int]:
     """Return the process and all below it."""
     found = [pid]
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        found += processes(int(child))
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError):  # a thread that has ended
+            for child in (thread / "children").read_text().split():
+                found += processes(int(child))
     return found
 
 
@@ -84,7 +88,7 @@ async def at_work(staging: Path) -> int:
 
 
 async def test_what_the_child_can_reach(tmp_path: Path) -> None:
-    """At work it has its own namespaces, six capabilities, no way to gain more, and staging as its root."""
+    """At work it has its own namespaces, six capabilities, no way to gain more, staging as root, low priority."""
     staging = tmp_path / "staging"
     staging.mkdir()
     held = Held(PLUGIN)
@@ -99,6 +103,7 @@ async def test_what_the_child_can_reach(tmp_path: Path) -> None:
                 assert {facts[name] for name in ("CapEff", "CapPrm", "CapBnd")} == {f"{kept:016x}"}
                 assert {facts[name] for name in ("CapInh", "CapAmb")} == {f"{0:016x}"}
                 assert facts["NoNewPrivs"] == "1"
+                assert os.getpriority(os.PRIO_PROCESS, pid) == os.getpriority(os.PRIO_PROCESS, 0) + 10
                 for name in ("mnt", "pid", "net", "ipc"):
                     assert os.readlink(f"/proc/{pid}/ns/{name}") != os.readlink(f"/proc/self/ns/{name}")
                 assert os.readlink(f"/proc/{pid}/ns/user") == os.readlink("/proc/self/ns/user")
@@ -173,13 +178,19 @@ async def test_a_child_that_is_killed(tmp_path: Path, which: int) -> None:
                     await confinement.ingest(aiter(held), staging, blob.fileno(), level=1)
 
 
+@pytest.fixture
+def starter() -> Iterator[Executor]:
+    with ThreadPoolExecutor(1) as found:
+        yield found
+
+
 async def test_each_job_has_a_fresh_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No child serves twice, a dead spare is replaced, and several jobs run side by side."""
     started: list[int] = []
-    start: Callable[[], object] = Child.start
+    start = Child.start
 
-    async def noted() -> Child:
-        child: Child = await start()  # type: ignore[misc] # the class method that is wrapped
+    async def noted(starter: Executor) -> Child:
+        child = await start(starter)
         started.append(child.pid)
         return child
 
@@ -303,9 +314,9 @@ async def test_a_missing_staging_directory(confinement: Confinement, tmp_path: P
         b"\xff",
     ],
 )
-async def test_a_child_that_talks_nonsense(answer: bytes) -> None:
+async def test_a_child_that_talks_nonsense(starter: Executor, answer: bytes) -> None:
     """What a subverted child sends is checked for its form before anything is done with it."""
-    child = await Child.start()
+    child = await Child.start(starter)
     try:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
@@ -319,9 +330,9 @@ async def test_a_child_that_talks_nonsense(answer: bytes) -> None:
         await child.kill()
 
 
-async def test_a_child_that_names_oddly() -> None:
+async def test_a_child_that_names_oddly(starter: Executor) -> None:
     """An error that a child reports keeps its text, however odd its other fields."""
-    child = await Child.start()
+    child = await Child.start(starter)
     try:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)

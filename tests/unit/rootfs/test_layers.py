@@ -1,21 +1,33 @@
 import gzip
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import anyio
 import pytest
 from backports import zstd
 
 from pluginsvc.model.digest import Digest
 from pluginsvc.model.manifest import Descriptor
-from pluginsvc.rootfs.child import ChildFailed, UnpackFailed
+from pluginsvc.rootfs.child import ChildFailed
 from pluginsvc.rootfs.confinement import Confinement
 from pluginsvc.rootfs.layers import LayerDamaged
 from pluginsvc.rootfs.source import InvalidArchive
+from tests.support.procs import wait_until
 from tests.unit.rootfs.archives import END, member, pax
 
 pytestmark = [pytest.mark.anyio, pytest.mark.root]
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[int]:
+    blob = os.open(path, os.O_RDONLY)
+    try:
+        yield blob
+    finally:
+        os.close(blob)
 
 
 def directory(name: bytes, **fields: bytes) -> bytes:
@@ -32,7 +44,8 @@ async def pull(confinement: Confinement, top: Path, *layers: bytes) -> Path:
             path.write_bytes(layer)
             seen: list[int] = []
             descriptor = Descriptor(media_type="x", digest=Digest.of(layer), size=len(layer))
-            await unpacker.apply(path, descriptor, seen.append)
+            with opened(path) as blob:
+                await unpacker.apply(blob, descriptor, seen.append, None)
             assert seen == sorted(seen)
             assert seen[-1] == len(layer)
     return root
@@ -170,24 +183,14 @@ async def test_a_bad_layer_ends_the_pull(confinement: Confinement, tmp_path: Pat
     descriptor = Descriptor(media_type="x", digest=Digest.of(layer), size=len(layer))
     unpacking = confinement.unpack(tmp_path / "root")
     unpacker = await unpacking.__aenter__()
-    with pytest.raises(InvalidArchive, match=descriptor.digest.short) as caught:
-        await unpacker.apply(tmp_path / "layer", descriptor, lambda _: None)
-    assert caught.value.entry == b"../evil"
-    with pytest.raises(ChildFailed):
-        await unpacker.apply(tmp_path / "layer", descriptor, lambda _: None)
+    with opened(tmp_path / "layer") as blob:
+        with pytest.raises(InvalidArchive, match=descriptor.digest.short) as caught:
+            await unpacker.apply(blob, descriptor, lambda _: None, None)
+        assert caught.value.entry == b"../evil"
+        with pytest.raises(ChildFailed):
+            await unpacker.apply(blob, descriptor, lambda _: None, None)
     with pytest.raises(ChildFailed):
         await unpacking.__aexit__(None, None, None)
-
-
-async def test_a_layer_that_is_not_there(confinement: Confinement, tmp_path: Path) -> None:
-    """A blob that cannot be opened, or is a link, is our trouble, and the error names the layer."""
-    (tmp_path / "root").mkdir()
-    (tmp_path / "link").symlink_to("/etc/passwd")
-    descriptor = Descriptor(media_type="x", digest=Digest.of(b""), size=0)
-    for name in ("missing", "link"):
-        with pytest.raises(UnpackFailed, match=descriptor.digest):
-            async with confinement.unpack(tmp_path / "root") as unpacker:
-                await unpacker.apply(tmp_path / name, descriptor, lambda _: None)
 
 
 async def test_the_block_fails(confinement: Confinement, tmp_path: Path) -> None:
@@ -205,6 +208,36 @@ async def test_a_layer_that_the_disk_has_changed(tmp_path: Path, pack: Callable[
     (tmp_path / "layer").write_bytes(found)
     descriptor = Descriptor(media_type="x", digest=Digest.of(meant), size=len(meant))
     async with Confinement() as confinement:
-        with pytest.raises(LayerDamaged, match="is damaged"):
+        with opened(tmp_path / "layer") as blob, pytest.raises(LayerDamaged, match="is damaged"):
             async with confinement.unpack(tmp_path / "root") as unpacker:
-                await unpacker.apply(tmp_path / "layer", descriptor, lambda _: None)
+                await unpacker.apply(blob, descriptor, lambda _: None, None)
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstd.compress])
+async def test_a_layer_that_is_still_arriving(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    """A layer is unpacked as it arrives; nothing is read before it is counted in."""
+    layer = pack(member(b"a", os.urandom(3_000_000)) + member(b"b", os.urandom(3_000_000)) + END)
+    descriptor = Descriptor(media_type="x", digest=Digest.of(layer), size=len(layer))
+    half = len(layer) // 2 + 200_000
+    root = tmp_path / "root"
+    root.mkdir()
+    # what is not there yet is wrong in the file as well
+    (tmp_path / "layer").write_bytes(layer[:half] + bytes(len(layer) - half))
+    seen: list[int] = []
+    counter = os.eventfd(0)
+    async with Confinement() as confinement:
+        with opened(tmp_path / "layer") as blob:
+            async with confinement.unpack(root) as unpacker, anyio.create_task_group() as group:
+                group.start_soon(unpacker.apply, blob, descriptor, seen.append, counter)
+                os.eventfd_write(counter, 100)
+                os.eventfd_write(counter, half - 100)
+                with anyio.fail_after(10):
+                    await anyio.to_thread.run_sync(wait_until, (root / "b").exists)
+                assert max(seen) <= half
+                with (tmp_path / "layer").open("r+b") as file:
+                    file.seek(half)
+                    file.write(layer[half:])
+                os.eventfd_write(counter, len(layer) - half)
+    os.close(counter)
+    assert names(root) == {"a", "b"}
+    assert seen[-1] == len(layer)

@@ -54,8 +54,7 @@ def test_empty_place(place: Place) -> None:
     assert place.container_id() is None
     assert place.record() is None
     assert place.exit_code("c") is None
-    place.remove_sockets()
-    place.remove_state()
+    place.remove()
 
 
 @pytest.mark.root
@@ -65,7 +64,7 @@ def test_prepared_and_removed(tmp_path: Path, place: Place) -> None:
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(tmp_path / "s"))
     (tmp_path / "s").rename(place.sockets / "p.sock")
-    place.remove_sockets()
+    place.remove()
     place.prepare(launch(tmp_path), "container-1")
     assert list(place.sockets.iterdir()) == []
     assert place.sockets.stat().st_mode & 0o777 == 0o700
@@ -76,8 +75,7 @@ def test_prepared_and_removed(tmp_path: Path, place: Place) -> None:
     assert spec["linux"]["cgroupsPath"] == "/pluginsvc-container-1"
     place.save(RECORD)
     assert place.record() == RECORD
-    place.remove_sockets()
-    place.remove_state()
+    place.remove()
     assert sorted(path.name for path in (tmp_path / "run").rglob("*")) == ["instances", "plugins"]
     assert place.logs.is_dir()
 

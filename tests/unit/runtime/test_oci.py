@@ -8,8 +8,9 @@ import anyio
 import pytest
 
 from pluginsvc.runtime.bundle import Place
+from pluginsvc.runtime.command import CommandFailed, find
 from pluginsvc.runtime.monitor import create, reopen_log
-from pluginsvc.runtime.oci import CommandFailed, Runtime, find, last_lines
+from pluginsvc.runtime.oci import Runtime, last_lines
 
 pytestmark = pytest.mark.anyio
 

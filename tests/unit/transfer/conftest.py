@@ -62,12 +62,14 @@ class Image:
 
 @dataclass
 class Pull:
-    """One pull: what it applied, what it wrote, and how to start it."""
+    """One pull: what it applied (and has of what it is applying), whether that was counted in, what it wrote."""
 
     puller: Puller
     client: Registry
     reference: Reference
     applied: list[bytes] = field(default_factory=list)
+    applying: list[bytes] = field(default_factory=list)
+    counted: list[bool] = field(default_factory=list)
     lines: list[Line] = field(default_factory=list)
     wanted: anyio.Event = field(default_factory=anyio.Event)
 
@@ -78,9 +80,23 @@ class Pull:
             resolved, fetcher, reference=self.reference, lease_id="lease", apply=self.apply, sink=self.sink
         )
 
-    async def apply(self, path: Path, descriptor: Descriptor, on_bytes: Callable[[int], None]) -> None:
-        self.applied.append(await anyio.Path(path).read_bytes())
-        on_bytes(descriptor.size)
+    async def apply(
+        self, blob: int, descriptor: Descriptor, on_bytes: Callable[[int], None], arriving: int | None
+    ) -> None:
+        self.applying.append(b"")
+        there = descriptor.size if arriving is None else 0
+        while len(self.applying[-1]) < descriptor.size:
+            if arriving is not None:
+                await anyio.wait_readable(arriving)
+                there += os.eventfd_read(arriving)
+            data = os.pread(blob, there, 0)
+            assert len(data) == there
+            self.applying[-1] = data
+            on_bytes(there)
+            self.wanted.set()
+            self.wanted = anyio.Event()
+        self.counted.append(arriving is not None)
+        self.applied.append(self.applying[-1])
         self.wanted.set()
         self.wanted = anyio.Event()
 

@@ -12,7 +12,7 @@ import pytest
 
 from pluginsvc.content.ingest import DigestMismatch, StorageError
 from pluginsvc.content.store import ContentStore
-from pluginsvc.errors import Internal
+from pluginsvc.errors import Internal, InvalidParameter
 from pluginsvc.model.auth import RegistryAccess
 from pluginsvc.model.digest import Digest
 from pluginsvc.model.manifest import (
@@ -36,7 +36,7 @@ from pluginsvc.registry.errors import (
     RegistryProtocolError,
     TruncatedBlob,
 )
-from pluginsvc.registry.fetcher import Fetcher
+from pluginsvc.registry.fetcher import CHUNK, Fetcher
 from pluginsvc.transfer.pull import NotAPlugin, Puller, resolve
 from pluginsvc.transfer.retry import ATTEMPTS
 from tests.unit.transfer.conftest import Image, Pull
@@ -180,6 +180,73 @@ async def test_first_layer_applied_while_others_download(
     assert pull.applied == image.layers
 
 
+async def test_a_layer_is_applied_while_it_downloads(
+    store: ContentStore, new_pull: NewPull, image: Image, faulty: FaultRegistry
+) -> None:
+    """A layer's first bytes are applied before its last ones have come, also across a cut; the pull waits for all."""
+    digest = Digest.of(image.layers[0])
+    hold = Hold(CHUNK + 1000)
+    faulty.faults[digest] += [Cut(CHUNK + 2), hold]
+    pull = new_pull()
+    async with anyio.create_task_group() as group:
+        group.start_soon(pull.run)
+        await hold.reached.wait()
+        await pull.until(lambda: len(pull.applying) == 1 and len(pull.applying[0]) >= CHUNK)
+        assert image.layers[0].startswith(pull.applying[0])
+        assert pull.applied == []
+        assert await store.size(digest) is None
+        hold.go.set()
+    assert pull.applied == image.layers
+    assert pull.counted == [True] * 3
+
+
+async def test_stored_layers_are_verified_by_the_applier(new_pull: NewPull, image: Image) -> None:
+    """Only what this pull has downloaded, and so verified, comes with a counter; the rest the applier has to verify."""
+    await new_pull().run()
+    again = new_pull()
+    await again.run()
+    assert again.counted == [False] * 3
+
+
+async def test_a_partial_is_applied_when_it_is_verified(
+    store: ContentStore, new_pull: NewPull, image: Image, faulty: FaultRegistry
+) -> None:
+    """What an earlier try left may be damaged: nobody gets to read it before all of it is verified."""
+    digest = Digest.of(image.layers[0])
+    faulty.faults[digest] += [Cut(50_000) for _ in range(ATTEMPTS)]
+    with pytest.raises(TruncatedBlob):
+        await new_pull().run()
+    hold = Hold(CHUNK + 1000)
+    faulty.faults[digest].append(hold)
+    pull = new_pull()
+    async with anyio.create_task_group() as group:
+        group.start_soon(pull.run)
+        await hold.reached.wait()
+        await pull.until(lambda: "Downloading" in pull.statuses(image.short[0]))
+        assert pull.applying == []
+        hold.go.set()
+    assert pull.applied == image.layers
+
+
+async def test_wrong_bytes_are_the_reason(new_pull: NewPull, image: Image, faulty: FaultRegistry) -> None:
+    """When an applier stumbles over bytes that prove to be wrong, the error is about these, not about the archive."""
+    digest = Digest.of(image.layers[0])
+    wrong = Instead(os.urandom(len(image.layers[0])))
+    faulty.faults[digest].append(wrong)
+    pull = new_pull()
+
+    async def stumbles(
+        blob: int, descriptor: Descriptor, on_bytes: Callable[[int], None], arriving: int | None
+    ) -> None:
+        raise InvalidParameter("not a tar archive")
+
+    pull.apply = stumbles  # type: ignore[method-assign] # another applier
+    with pytest.raises(DigestMismatch, match=digest):
+        await pull.run()
+    with pytest.raises(InvalidParameter, match="not a tar archive"):
+        await pull.run()
+
+
 async def test_upper_layers_wait(new_pull: NewPull, image: Image, faulty: FaultRegistry) -> None:
     """Layers that come first are not applied first (REF 7.21)."""
     hold = Hold(1000)
@@ -247,7 +314,7 @@ async def test_failed_apply_ends_the_downloads(
     faulty.faults[Digest.of(image.layers[2])].append(hold)
     pull = new_pull()
 
-    async def broken(path: Path, descriptor: Descriptor, on_bytes: Callable[[int], None]) -> None:
+    async def broken(blob: int, descriptor: Descriptor, on_bytes: Callable[[int], None], arriving: int | None) -> None:
         await hold.reached.wait()
         raise Internal("bad layer")
 
@@ -343,13 +410,12 @@ async def test_final_statuses(
 
 
 async def test_wrong_bytes(store: ContentStore, new_pull: NewPull, image: Image, faulty: FaultRegistry) -> None:
-    """Bytes that are not their digest's are neither applied nor stored nor kept as a partial."""
+    """Bytes that are not their digest's fail the pull and are neither stored nor kept as a partial."""
     digest = Digest.of(image.layers[0])
     faulty.faults[digest].append(Instead(os.urandom(600_000)))
     pull = new_pull()
     with pytest.raises(DigestMismatch, match=digest):
         await pull.run()
-    assert pull.applied == []
     assert await store.size(digest) is None
     assert len(faulty.gets(digest)) == 1
     folder = store.path(digest).parents[2] / "ingest"
