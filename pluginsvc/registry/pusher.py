@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import BinaryIO, Final
 from urllib.parse import urlencode
 
 import anyio
+from anyio import to_thread
 
 from pluginsvc.errors import Internal
 from pluginsvc.model.digest import Digest
@@ -110,7 +110,8 @@ class Pusher:
             RegistryFault: the last attempt's.
         """
         conversation = await self._open()
-        file = await asyncio.to_thread(_open_blob, path, descriptor.size)
+        # anyio's threads: a cancelled caller waits for what the thread opens, and can close it
+        file = await to_thread.run_sync(_open_blob, path, descriptor.size)
         try:
             attempt = 1
             while True:
@@ -206,7 +207,7 @@ class Pusher:
 
         async def chunks() -> AsyncIterator[bytes]:
             sent = 0
-            while chunk := await asyncio.to_thread(_read_at, path, file, sent, descriptor.size):
+            while chunk := await to_thread.run_sync(_read_at, path, file, sent, descriptor.size):
                 yield chunk
                 sent += len(chunk)
                 on_progress(sent)

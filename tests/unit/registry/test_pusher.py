@@ -1,15 +1,20 @@
 """Pushing: uploads through every form of location, mounts, retries, manifests."""
 
 import os
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import BinaryIO
 
+import anyio
 import pytest
 from aiohttp import web
+from anyio import to_thread
 
 from pluginsvc.model.auth import ANONYMOUS
 from pluginsvc.model.digest import Digest
 from pluginsvc.model.manifest import DOCKER_MANIFEST
+from pluginsvc.registry import pusher as pusher_module
 from pluginsvc.registry.errors import AccessDenied, RegistryBusy, RegistryFault, RegistryProtocolError
 from pluginsvc.registry.pusher import BlobUnreadable, Pusher
 from tests.support.registry import Registry as Running
@@ -105,6 +110,33 @@ async def test_locations_of_every_form(file: Path, location: str, expected: str)
         assert put.auth is not None
 
     await with_answers(answer, work)
+
+
+async def test_a_file_opened_for_nobody_is_closed(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A push that is cancelled while a thread opens the blob leaves no file open."""
+    opened: list[BinaryIO] = []
+    opening, go = threading.Event(), threading.Event()
+    really = pusher_module._open_blob
+
+    def slowly(path: Path, size: int) -> BinaryIO:
+        opening.set()
+        go.wait(10)
+        opened.append(really(path, size))
+        return opened[0]
+
+    async def answer(request: web.BaseRequest, seen: Seen) -> web.StreamResponse:
+        return web.Response(status=201)
+
+    async def work(pusher: Pusher, server: Server) -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(pusher.upload, BLOB, file, lambda _: None)
+            await to_thread.run_sync(opening.wait, 10)
+            group.cancel_scope.cancel()
+            go.set()
+
+    monkeypatch.setattr(pusher_module, "_open_blob", slowly)
+    await with_answers(answer, work)
+    assert [found.closed for found in opened] == [True]
 
 
 async def test_an_upload_to_another_host_gets_no_credentials(file: Path) -> None:

@@ -292,6 +292,24 @@ async def test_proxies_are_for_other_hosts_than_loopback() -> None:
             assert len(server.seen) == 1
 
 
+async def test_a_proxy_over_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that is spoken to over TLS is verified with the machine's authorities, also for a plain registry."""
+    tls, ca, _, _ = certificates(tmp_path)
+    async with serve(ok, tls=tls) as proxy:
+        settings = {"http": proxy.url}
+        async with open_wire(settings, Hosts(certs_dirs=())) as sender:
+            with pytest.raises(RegistryBusy, match="certificate"):
+                async with sender.exchange("GET", "http://reg.invalid/v2/", secure=False):
+                    pass
+        monkeypatch.setenv("SSL_CERT_FILE", str(ca))
+        async with (
+            open_wire(settings, Hosts(certs_dirs=())) as sender,
+            sender.exchange("GET", "http://reg.invalid/v2/", secure=False) as response,
+        ):
+            assert response.status == 200
+        assert [seen.line for seen in proxy.seen] == ["GET http://reg.invalid/v2/"]
+
+
 @pytest.mark.parametrize(
     ("location", "expected"),
     [
