@@ -209,13 +209,7 @@ class Reader:
         self._unread, self._padding = size, -size % BLOCK
         if kind in {LINK, SYMLINK} and (not link or b"\0" in link or len(link) > MAX_PATH):
             raise InvalidArchive("its link target is empty, too long or has a NUL byte in it")
-        mode, uid, gid = _rights(block[100:124])
-        if records:
-            uid = decimal(records[b"uid"], "uid") if records.get(b"uid") else uid
-            gid = decimal(records[b"gid"], "gid") if records.get(b"gid") else gid
-        # the number above is -1, which chown(2) takes for "leave as it is"
-        if not (0 <= uid <= _MAX_ID and 0 <= gid <= _MAX_ID):
-            raise InvalidArchive(f"its owner {uid}:{gid} is out of range")
+        mode, uid, gid = _rights(block[100:124], records.get(b"uid"), records.get(b"gid"))
         return Entry(
             clean(name),
             kind,
@@ -255,9 +249,14 @@ def _names(
 
 
 @lru_cache(maxsize=1024)  # an archive has few different ones
-def _rights(fields: bytes) -> tuple[int, int, int]:
-    """Decode mode, user and group, which stand side by side in a header."""
-    return number(fields[:8], "mode") & 0o7777, number(fields[8:16], "uid"), number(fields[16:], "gid")
+def _rights(fields: bytes, user: bytes | None, group: bytes | None) -> tuple[int, int, int]:
+    """Decode mode, user and group, which stand side by side in a header; the pax records ``user``, ``group`` win."""
+    uid = decimal(user, "uid") if user else number(fields[8:16], "uid")
+    gid = decimal(group, "gid") if group else number(fields[16:], "gid")
+    # the number above is -1, which chown(2) takes for "leave as it is"
+    if not (0 <= uid <= _MAX_ID and 0 <= gid <= _MAX_ID):
+        raise InvalidArchive(f"its owner {uid}:{gid} is out of range")
+    return number(fields[:8], "mode") & 0o7777, uid, gid
 
 
 def _mtime(fields: tuple[bytes, ...], records: dict[bytes, bytes]) -> int:

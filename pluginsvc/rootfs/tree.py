@@ -150,8 +150,7 @@ class Tree:
         try:
             if entry.extents is None:
                 for view in read(entry.size):
-                    if os.write(fd, view) != len(view):
-                        _write(fd, view)
+                    _write(fd, view)
             else:
                 for offset, length in entry.extents:
                     os.lseek(fd, offset, os.SEEK_SET)

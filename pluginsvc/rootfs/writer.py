@@ -53,7 +53,7 @@ class Writer:
         ):
             if kind not in _DEVICES:
                 device = _NO_DEVICE
-            self._pending += _header(name, kind, mode, uid, gid, size, seconds, link, device)
+            self.data(_header(name, kind, mode, uid, gid, size, seconds, link, device))
         else:
             self._extended(entry, name, size, seconds)
 

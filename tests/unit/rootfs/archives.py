@@ -80,7 +80,8 @@ class _Owning(Source):
 def source(data: bytes) -> Source:
     """Return a stream over `data`."""
     fd = os.memfd_create("archive")
-    os.write(fd, data)
+    with open(fd, "wb", closefd=False) as file:
+        file.write(data)
     os.lseek(fd, 0, os.SEEK_SET)
     return _Owning(fd)
 

@@ -45,6 +45,12 @@ def test_dialects(archive: bytes) -> None:
     assert (entry.name, entry.kind, entry.size, entry.mode) == (b"a", b"0", 4, 0o644)
 
 
+def test_an_owner_in_records_alone() -> None:
+    """Owners that a pax header gives need not be readable in the header behind it."""
+    (found,) = entries(pax([(b"uid", b"70000"), (b"gid", b"7")]) + member(b"a", uid=b"no body", gid=b"n group") + END)
+    assert (found.uid, found.gid) == (70000, 7)
+
+
 def test_prefix() -> None:
     """The prefix of ustar comes before the name; GNU keeps times in its place, and star some behind it."""
     assert entries(member(b"b", prefix=b"a/x") + END)[0].name == b"a/x/b"

@@ -126,6 +126,15 @@ def test_later_entries_replace_earlier_ones(root: Path) -> None:
     assert (root / "k").samefile(root / "x/g")
 
 
+def test_short_writes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file is whole and right also when the kernel takes fewer bytes than it was given."""
+    write = os.write  # no file system here can be made to write short and then go on
+    monkeypatch.setattr("pluginsvc.rootfs.tree.os.write", lambda fd, data: write(fd, data[:30_000]))
+    data = os.urandom(100_000)
+    unpack(member(b"f", data) + END, root)
+    assert (root / "f").read_bytes() == data
+
+
 def test_names_of_any_bytes(root: Path) -> None:
     """Names with newlines, control characters and invalid UTF-8 come out as they are, and long ones too."""
     names = [b"new\nline", b"\xff\xfe", b"tab\t\x1b", b"x" * 255, b" ", b"-rf", b"a\\b"]
