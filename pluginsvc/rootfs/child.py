@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -25,6 +26,7 @@ import pluginsvc
 from pluginsvc.errors import Internal, PluginsvcError
 from pluginsvc.rootfs.source import InvalidArchive
 from pluginsvc.rootfs.worker import PACKET
+from pluginsvc.spawn import spawn
 
 _log = structlog.get_logger()
 
@@ -143,7 +145,10 @@ class Child:
         try:
             with anyio.CancelScope(shield=True), theirs:
                 loop = asyncio.get_running_loop()
-                process, ended = await loop.run_in_executor(starter, _spawn, command, theirs.fileno(), words)
+                begin = partial(
+                    spawn, command, stderr=words, environment={}, directory=Path("/"), pass_fds=(theirs.fileno(),)
+                )
+                process, ended = await loop.run_in_executor(starter, begin)
         except BaseException as exc:
             control.close()
             os.close(words)
@@ -256,25 +261,6 @@ class Child:
             self._control.close()
             os.close(self._ended)
             os.close(self._words)
-
-
-def _spawn(command: Sequence[str], control: int, words: int) -> tuple[subprocess.Popen[bytes], int]:
-    """Start the program; return it with a pidfd, which can be waited for."""
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=words,
-        cwd="/",
-        env={},
-        pass_fds=(control,),
-    )
-    try:
-        return process, os.pidfd_open(process.pid)
-    except OSError:
-        process.kill()
-        process.wait()
-        raise
 
 
 def _error(kind: str, reason: str, message: dict[str, Any]) -> PluginsvcError:

@@ -16,6 +16,8 @@ from pathlib import Path
 import anyio
 from anyio import to_thread
 
+from pluginsvc.spawn import spawn
+
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 """All that runtime and monitor get of an environment: the daemon's own NOTIFY_SOCKET or LISTEN_FDS would make the
 runtime pass those on to the plugin."""
@@ -77,9 +79,16 @@ async def run(
     """
     # a file in memory: what a child of the program holds open keeps nobody waiting, as a pipe would
     said = os.memfd_create("stderr")
+
+    def start() -> tuple[subprocess.Popen[bytes], int]:
+        command = [find(words[0]), *words[1:]]
+        return spawn(
+            command, stderr=said, environment=environment, directory=directory, new_session=True, pass_fds=pass_fds
+        )
+
     try:
         with anyio.fail_after(within):
-            process, ended = await to_thread.run_sync(_start, words, environment, directory, pass_fds, said)
+            process, ended = await to_thread.run_sync(start)
             try:
                 await anyio.wait_readable(ended)
             except BaseException:
@@ -94,25 +103,3 @@ async def run(
         return Ended(process.returncode, os.pread(said, _MAX_OUTPUT, begin))
     finally:
         os.close(said)
-
-
-def _start(
-    words: Sequence[str], environment: Mapping[str, str], directory: Path | None, pass_fds: Sequence[int], said: int
-) -> tuple[subprocess.Popen[bytes], int]:
-    """Start a program; return it with a pidfd."""
-    process = subprocess.Popen(
-        [find(words[0]), *words[1:]],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=said,
-        cwd=directory,
-        env=environment,
-        start_new_session=True,
-        pass_fds=pass_fds,
-    )
-    try:
-        return process, os.pidfd_open(process.pid)
-    except OSError:
-        process.kill()
-        process.wait()
-        raise
