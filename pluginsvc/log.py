@@ -17,8 +17,6 @@ request_id: ContextVar[str] = ContextVar("request_id")
 
 _SECRET = re.compile(r"pass(word|wd)?$|secret|token|authorization|credential", re.IGNORECASE)
 _URL_LOGIN = re.compile(r"(?<=://)[^/@\s]+(?=@)")
-
-
 _debugging = False
 
 

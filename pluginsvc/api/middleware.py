@@ -138,8 +138,7 @@ def request_factory(
 
 def _make_dispatch(router: Router, server: str) -> Callable[[web.BaseRequest, Context], Awaitable[web.StreamResponse]]:
     """Return what guards, finds the route, negotiates the version and calls the handler."""
-    refusal = {"Api-Version": MAX_API_VERSION, "Ostype": "linux", "Server": server}
-    common = refusal | {"Docker-Experimental": "false"}
+    always = {"Api-Version": MAX_API_VERSION, "Ostype": "linux", "Server": server}
     # nearly all requests are for one of these: they need neither be taken apart nor looked at again
     known = router.literals(API_VERSIONS)
 
@@ -154,11 +153,10 @@ def _make_dispatch(router: Router, server: str) -> Callable[[web.BaseRequest, Co
             match = router.find(request.method, path)
             if match is None:
                 raise PageNotFound
-            context.version = match.version
-            context.headers.update(refusal)
-            _negotiate(match.version)
         context.version = match.version
-        context.headers.update(common)
+        context.headers.update(always)
+        _negotiate(match.version)
+        context.headers["Docker-Experimental"] = "false"
         _check_since(match.route, match.version)
         return await match.route.handler(request, match.name)
 

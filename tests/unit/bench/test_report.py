@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.bench import chart
 from tests.bench.probes import Figure
 from tests.bench.report import Result, document, number, ratio, text
 from tests.bench.rows import FLOOR, OURS, PEER, Curve, Goal, Row
@@ -48,7 +49,6 @@ def test_what_was_not_measured_is_said(result: Result) -> None:
 
 def test_the_document_holds_every_figure_and_can_be_drawn(result: Result, tmp_path: Path) -> None:
     """The chart is made of the document alone; a goal that holds in memory only is none on disk."""
-    chart = pytest.importorskip("tests.bench.chart", exc_type=ImportError)
     on_disk = Result("/var/tmp", False, "20.10", result.rows, [], [])
     found = json.loads(document([result, on_disk], about={"size": "quick"}))
     memory, disk = (place["rows"][0] for place in found["places"])

@@ -279,27 +279,34 @@ async def reader_waits(events: AsyncIterator[Event]) -> None:
             await checkpoint()
 
 
+class Hands:
+    """Notes the numbers of events: those handed over past the iterator, and those the iterator gave."""
+
+    def __init__(self) -> None:
+        self.taken: list[int] = []
+        self.given: list[int] = []
+
+    def take(self, found: Event) -> bool:
+        self.taken.append(found.seq)
+        return True
+
+    async def read(self, events: AsyncIterator[Event]) -> None:
+        self.given.extend(await rest(events))
+
+
 async def test_handing_over_knows_what_the_history_held(database: Database, bus: Bus) -> None:
     """What the reader has from the journal is not handed over when it is published only then."""
     written = await commit(database, 4)
-    taken: list[int] = []
-    given: list[int] = []
+    hands = Hands()
 
-    def take_it(found: Event) -> bool:
-        taken.append(found.seq)
-        return True
-
-    async def read(events: AsyncIterator[Event]) -> None:
-        given.extend(await rest(events))
-
-    async with follow(database, bus, after_seq=1, direct=take_it) as events, anyio.create_task_group() as group:
-        group.start_soon(read, events)
+    async with follow(database, bus, after_seq=1, direct=hands.take) as events, anyio.create_task_group() as group:
+        group.start_soon(hands.read, events)
         await reader_waits(events)
         for found in written:
             bus.publish(found)
         bus.publish(event(5, seq=5))
         bus.close()
-    assert (given, taken) == ([2, 3, 4], [5])
+    assert (hands.given, hands.taken) == ([2, 3, 4], [5])
 
 
 @pytest.mark.usefixtures("publishing")
@@ -307,42 +314,29 @@ async def test_nothing_is_handed_over_past_the_end(database: Database, bus: Bus)
     """An event later than the end is not handed over but ends the iterator; one at the end is the last."""
     (first,) = await commit(database, 1)
     end = first.time_ns + 3_600_000_000_000
-    taken: list[int] = []
-
-    def take_it(found: Event) -> bool:
-        taken.append(found.seq)
-        return True
-
+    hands = Hands()
     async with (
-        follow(database, bus, since_ns=end, until_ns=end, direct=take_it) as events,
+        follow(database, bus, since_ns=end, until_ns=end, direct=hands.take) as events,
         anyio.create_task_group() as group,
     ):
         group.start_soon(rest, events)
         await reader_waits(events)
         bus.publish(event(2, seq=2, time_ns=end))
         bus.publish(event(3, seq=3, time_ns=end + 1))
-    assert taken == [2]
+    assert hands.taken == [2]
 
 
 @pytest.mark.usefixtures("publishing")
 async def test_what_was_handed_over_is_not_read_again_at_the_end(database: Database, bus: Bus) -> None:
     """The look into the journal when the time is up does not repeat what was handed over."""
-    taken: list[int] = []
-    given: list[int] = []
-
-    def take_it(found: Event) -> bool:
-        taken.append(found.seq)
-        return True
-
-    async def read(events: AsyncIterator[Event]) -> None:
-        given.extend(await rest(events))
+    hands = Hands()
 
     until = time.time_ns() + 150_000_000
-    async with follow(database, bus, until_ns=until, direct=take_it) as events, anyio.create_task_group() as group:
-        group.start_soon(read, events)
+    async with follow(database, bus, until_ns=until, direct=hands.take) as events, anyio.create_task_group() as group:
+        group.start_soon(hands.read, events)
         await reader_waits(events)
         await commit(database, 3)
-    assert (given, taken) == ([], [1, 2, 3])
+    assert (hands.given, hands.taken) == ([], [1, 2, 3])
 
 
 @settings(max_examples=80, deadline=None)

@@ -208,14 +208,20 @@ async def test_stored_layers_are_verified_by_the_applier(new_pull: NewPull, imag
     assert again.counted == [False] * 3
 
 
-async def test_a_partial_is_applied_when_it_is_verified(
-    store: ContentStore, new_pull: NewPull, image: Image, faulty: FaultRegistry
-) -> None:
-    """What an earlier try left may be damaged: nobody gets to read it before all of it is verified."""
+async def leave_a_partial(new_pull: NewPull, image: Image, faulty: FaultRegistry) -> Digest:
+    """Have a pull fail by five cuts of the first layer; return the layer's digest."""
     digest = Digest.of(image.layers[0])
     faulty.faults[digest] += [Cut(50_000) for _ in range(ATTEMPTS)]
     with pytest.raises(TruncatedBlob):
         await new_pull().run()
+    return digest
+
+
+async def test_a_partial_is_applied_when_it_is_verified(
+    store: ContentStore, new_pull: NewPull, image: Image, faulty: FaultRegistry
+) -> None:
+    """What an earlier try left may be damaged: nobody gets to read it before all of it is verified."""
+    digest = await leave_a_partial(new_pull, image, faulty)
     hold = Hold(CHUNK + 1000)
     faulty.faults[digest].append(hold)
     pull = new_pull()
@@ -345,10 +351,7 @@ async def test_gives_up_and_resumes_in_the_next_pull(
     store: ContentStore, new_pull: NewPull, image: Image, faulty: FaultRegistry
 ) -> None:
     """After five cuts the pull fails; the next one goes on from what came so far."""
-    digest = Digest.of(image.layers[0])
-    faulty.faults[digest] += [Cut(50_000) for _ in range(ATTEMPTS)]
-    with pytest.raises(TruncatedBlob):
-        await new_pull().run()
+    digest = await leave_a_partial(new_pull, image, faulty)
     assert await store.size(digest) is None
     assert len(faulty.gets(digest)) == ATTEMPTS
     (partial,) = partials(store)
@@ -361,10 +364,7 @@ async def test_gives_up_and_resumes_in_the_next_pull(
 
 async def test_damaged_partial(store: ContentStore, new_pull: NewPull, image: Image, faulty: FaultRegistry) -> None:
     """A partial that rotted on disk is found out and the layer fetched once more from its start."""
-    digest = Digest.of(image.layers[0])
-    faulty.faults[digest] += [Cut(50_000) for _ in range(ATTEMPTS)]
-    with pytest.raises(TruncatedBlob):
-        await new_pull().run()
+    digest = await leave_a_partial(new_pull, image, faulty)
     (file,) = (store.path(digest).parents[2] / "ingest").glob("*/*")
     file.write_bytes(bytes(file.stat().st_size))
     pull = new_pull()
