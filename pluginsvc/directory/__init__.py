@@ -1,0 +1,1 @@
+"""Who provides what: calls to plugins, and whether they answer."""
