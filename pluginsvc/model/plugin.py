@@ -6,7 +6,7 @@ A list that may be ``null`` on the wire is ``None`` here.
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 
@@ -99,7 +99,7 @@ class Network(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
 
 
 class User(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The user asked for; not used at present, as upstream (REF 7.18)."""
+    """The user asked for; root all the same, as upstream (REF 7.18), unless the option ``config-user`` is set."""
 
     gid: int = msgspec.field(default=0, name="GID")
     uid: int = msgspec.field(default=0, name="UID")
@@ -170,7 +170,7 @@ class PluginRecord(msgspec.Struct, frozen=True, kw_only=True):
         id: 64 hex digits.
         name: familiar local name with tag.
         reference: ``PluginReference`` of the wire.
-        enabled: the *desired* state (design D2); the actual one is observed, never stored.
+        enabled: the *desired* state (design D2); the actual one is a ``model.lifecycle.Status``.
         config: digest of the config blob.
         manifest: digest of the manifest blob.
         blobs: every digest the plugin needs, manifest and config included; the roots of collection.
@@ -178,6 +178,7 @@ class PluginRecord(msgspec.Struct, frozen=True, kw_only=True):
         generation: number of the directory that holds the rootfs (design D14).
         source: repository it was pulled from, ``host/path``; empty for a created one.
         timeout: seconds for calls to the plugin, from ``enable``; 0 means none.
+        options: those of the operator's that differ from the daemon's, by name (``model.options``).
         unsynced_boot: boot ID under which the rootfs was written, until it is known to be on disk; then empty
             (design D15).
     """
@@ -193,4 +194,5 @@ class PluginRecord(msgspec.Struct, frozen=True, kw_only=True):
     generation: int = 1
     source: str = ""
     timeout: int = 0
+    options: dict[str, Any] = {}
     unsynced_boot: str = ""

@@ -2,7 +2,7 @@
 
 ::
 
-    RUN/plugins/<id>/            the plugin's socket; mounted into it, and nothing else of RUN is
+    RUN/plugins/<id>/            the plugin's socket; its user owns it; mounted into it, and nothing else of RUN is
     RUN/instances/<id>/          all that ``attach`` and ``cleanup`` need
         container                container ID, written before anything is started
         bundle/config.json       the spec; the monitor adds its control FIFO (ctl) and its attach socket
@@ -26,7 +26,8 @@ import msgspec
 import structlog
 
 from pluginsvc.fsutil import mounts_below, remove_tree
-from pluginsvc.runtime import spec
+from pluginsvc.model.plugin import User
+from pluginsvc.runtime import cgroup, seccomp, spec
 from pluginsvc.runtime.devices import DeviceNode, nodes_at
 from pluginsvc.runtime.initlayer import write_init_layer
 from pluginsvc.runtime.process import ProcessId
@@ -135,10 +136,14 @@ class Place:
         spec.check(launch)
         nodes = _devices(launch)
         _check_sources(launch)
+        profile = seccomp.read(launch.name, Path(launch.options.seccomp)) if launch.options.seccomp else None
         self.state.mkdir(mode=0o700, parents=True)
         self._container.write_text(container_id, "ascii")
         # stale sockets would look like a plugin that listens
         self.sockets.mkdir(mode=0o700, parents=True)
+        user = spec.user(launch)
+        if user != User():
+            os.chown(self.sockets, user.uid, user.gid)
         self.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
         (self.state / "log").symlink_to(self.logs.absolute())
         self.exits.mkdir()
@@ -153,6 +158,9 @@ class Place:
             empty=empty,
             network_files=[path for path in _NETWORK_FILES if os.path.exists(path)],
             devices=nodes,
+            seccomp=profile,
+            pure_v2=cgroup.pure_v2(),
+            counts_swap=cgroup.counts_swap(),
         )
         (self.bundle / "config.json").write_bytes(msgspec.json.encode(document))
 

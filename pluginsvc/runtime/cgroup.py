@@ -36,6 +36,28 @@ def members(name: str) -> set[int]:
     return found
 
 
+def pure_v2() -> bool:
+    """Tell whether there is nothing but v2; otherwise the controllers are in v1 hierarchies, as the runtimes judge."""
+    return (_ROOT / "cgroup.controllers").exists()
+
+
+def counts_swap() -> bool:
+    """Tell whether swap can be limited; kernels before 6.1 often lack that, and runc 1.1 then fails when asked to."""
+    # v2 has no such file at its root, but in all that systemd makes below
+    return any(_ROOT.glob("*/memory.swap.max" if pure_v2() else "memory/memory.memsw.limit_in_bytes"))
+
+
+def ran_out_of_memory(name: str) -> bool:
+    """Tell whether the kernel has killed any process of the cgroup for want of memory, the machine's or its own."""
+    for directory in directories(name):
+        for file in ("memory.events", "memory.oom_control"):
+            with contextlib.suppress(OSError):
+                words = (directory / file).read_text("ascii").split()
+                if "oom_kill" in words and words[words.index("oom_kill") + 1] != "0":
+                    return True
+    return False
+
+
 def signal_members(name: str, number: signal.Signals) -> None:
     """Send a signal to each process in the cgroup."""
     for pid in members(name):

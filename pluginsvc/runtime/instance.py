@@ -27,7 +27,7 @@ class Exit(msgspec.Struct, frozen=True):
     Attributes:
         code: its exit code, or 128 and the signal, as in a shell.
         signal: what killed it, if anything did.
-        oom: whether the kernel ran out of memory for it.
+        oom: whether the kernel ran out of memory for it, and killed it or any of its children.
     """
 
     code: int
@@ -54,6 +54,11 @@ class StartTimeout(Internal):
             f"plugin {plugin} did not become ready within {seconds:g} s: "
             f"dial unix {SOCKETS_INSIDE}/{socket}: connect: {trouble.lower()}{_last(output)}"
         )
+
+
+async def _cut_short(hurry: anyio.Event, limit: anyio.CancelScope) -> None:
+    await hurry.wait()
+    limit.cancel()
 
 
 def _last(output: list[str]) -> str:
@@ -105,7 +110,9 @@ class Instance:
             cgroup.signal_members(cgroup_name(self.container_id), signal.SIGKILL)
             code = _UNKNOWN
         killer = code - 128 if 128 < code <= 128 + signal.NSIG - 1 else None
-        return Exit(code, killer, self._place.oom.exists())
+        # on v1 the monitor may end before it has noticed what killed the plugin; the kernel's own count is never late
+        oom = self._place.oom.exists() or cgroup.ran_out_of_memory(cgroup_name(self.container_id))
+        return Exit(code, killer, oom)
 
     async def ready(self, socket: str, deadline: float) -> None:
         """Return once the plugin's socket accepts a connection. Nothing is sent to it.
@@ -125,7 +132,7 @@ class Instance:
             status = await self.wait()
             group.cancel_scope.cancel()
 
-        with SocketWatch(self._watches, self._place.sockets, socket) as watch:
+        with self.watch(socket) as watch:
             with anyio.move_on_after(deadline) as limit:
                 async with anyio.create_task_group() as group:
                     group.start_soon(watch_process)
@@ -136,12 +143,19 @@ class Instance:
         if limit.cancelled_caught:
             raise StartTimeout(self._record.name, socket, deadline, watch.trouble, await self.tail())
 
-    async def stop(self, *, grace: float = 10.0, kill_wait: float = 10.0) -> Exit | None:
+    def watch(self, socket: str) -> SocketWatch:
+        """Return a watch, to be entered, of the socket with this plain file name; one at a time."""
+        return SocketWatch(self._watches, self._place.sockets, socket)
+
+    async def stop(
+        self, *, grace: float = 10.0, kill_wait: float = 10.0, hurry: anyio.Event | None = None
+    ) -> Exit | None:
         """End the plugin with TERM, then with KILL, and whatever else is in its cgroup; ended already is fine.
 
         Args:
             grace: seconds between TERM and KILL.
             kill_wait: seconds that dying may take after KILL.
+            hurry: set when KILL may not wait for the grace to pass.
 
         Returns:
             How it ended; ``None``, with a warning in the log, when it would not.
@@ -150,8 +164,12 @@ class Instance:
         status = self._exit
         if status is None:
             await to_thread.run_sync(self._record.container.send, signal.SIGTERM)
-            with anyio.move_on_after(grace):
-                status = await self.wait()
+            with anyio.move_on_after(grace) as limit:
+                async with anyio.create_task_group() as group:
+                    if hurry is not None:
+                        group.start_soon(_cut_short, hurry, limit)
+                    status = await self.wait()
+                    group.cancel_scope.cancel()
         if status is None:
             await to_thread.run_sync(self._record.container.send, signal.SIGKILL)
             await to_thread.run_sync(cgroup.signal_members, name, signal.SIGKILL)

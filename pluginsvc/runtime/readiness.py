@@ -16,6 +16,7 @@ from asyncinotify import Mask
 
 from pluginsvc.runtime.watches import Watches
 
+_CHANGES = Mask.CREATE | Mask.MOVED_TO | Mask.DELETE | Mask.MOVED_FROM
 _FIRST_PAUSE = 0.001
 _LONGEST_PAUSE = 0.1
 _SAFETY_NET = 1.0
@@ -36,9 +37,10 @@ class SocketWatch:
         self._directory, self._name = directory, name
         self._appeared = anyio.Event()
         self.trouble = "no attempt was made"
+        self.path = directory / name
 
     def __enter__(self) -> Self:
-        self._watches.add(self._directory, Mask.CREATE | Mask.MOVED_TO, self._notice)
+        self._watches.add(self._directory, _CHANGES, self._notice)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
@@ -47,6 +49,16 @@ class SocketWatch:
     def _notice(self, name: Path | None) -> None:
         if name is None or name.name == self._name:
             self._appeared.set()
+
+    async def changed(self) -> None:
+        """Return when a node of the socket's name has come or gone since this returned last."""
+        await self._appeared.wait()
+        self._appeared = anyio.Event()
+
+    async def look(self) -> str:
+        """Connect once; return why that did not work, or nothing."""
+        error = await to_thread.run_sync(connect, self._directory, self._name)
+        return "" if error is None else f"its socket {self._name}: {error.strerror or error}"
 
     async def accepted(self) -> None:
         """Return once a connection was accepted; meanwhile ``trouble`` says why the last one was not."""

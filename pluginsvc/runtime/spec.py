@@ -17,7 +17,8 @@ from typing import Any
 import msgspec
 
 from pluginsvc.errors import InvalidParameter
-from pluginsvc.model.plugin import Mount, PluginConfig, PluginSettings
+from pluginsvc.model.options import Options
+from pluginsvc.model.plugin import Mount, PluginConfig, PluginSettings, User
 from pluginsvc.runtime.devices import DeviceNode
 
 SOCKETS_INSIDE = "/run/docker/plugins"
@@ -64,6 +65,7 @@ _MASKED = [
     "/sys/devices/virtual/powercap",
 ]
 _READ_ONLY = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
+_NO_ID = (1 << 32) - 1
 # zero, null, urandom, random, tty, console
 _DEVICE_NUMBERS = [(1, 5), (1, 3), (1, 9), (1, 8), (5, 0), (5, 1)]
 
@@ -85,6 +87,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
         config: what the author wrote.
         settings: what the operator set.
         rootfs: directory of the root file system.
+        options: limits and confinement.
         propagated: shared mount whose mounts the host is to see; given when the config asks for one.
     """
 
@@ -94,11 +97,17 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     settings: PluginSettings
     rootfs: Path
     propagated: Path | None = None
+    options: Options = Options()
 
 
 def is_bind(mount: Mount) -> bool:
     """Tell whether a mount shows a directory of the host, by its type or by its options as the runtimes judge."""
     return mount.type == "bind" or not {"bind", "rbind"}.isdisjoint(mount.options or ())
+
+
+def user(launch: Launch) -> User:
+    """Return whom a plugin runs as."""
+    return launch.config.user if launch.options.config_user else User()
 
 
 def cgroup_name(container_id: str) -> str:
@@ -120,6 +129,8 @@ def check(launch: Launch) -> None:
         raise UnusableSettings(name, f"Interface.Socket {socket!r} is not a plain file name")
     if config.propagated_mount and launch.propagated is None:
         raise UnusableSettings(name, f"no directory was made for the propagated mount {config.propagated_mount}")
+    if not all(0 <= number < _NO_ID for number in (user(launch).uid, user(launch).gid)):
+        raise UnusableSettings(name, f"the config's User {config.user.uid}:{config.user.gid} is no user of Linux")
     for mount in launch.settings.mounts:
         label = mount.name or mount.destination
         if not mount.destination.startswith("/"):
@@ -145,6 +156,9 @@ def build(
     empty: Path,
     network_files: Sequence[str],
     devices: Sequence[DeviceNode],
+    seccomp: dict[str, Any] | None,
+    pure_v2: bool,
+    counts_swap: bool,
 ) -> dict[str, Any]:
     """Return the spec of a launch that passed ``check``, ready to be encoded as ``config.json`` of the bundle.
 
@@ -156,13 +170,21 @@ def build(
             mounted there, which would give the plugin the monitor's control FIFO.
         network_files: those of ``/etc/hosts`` and ``/etc/resolv.conf`` that the host has.
         devices: all nodes that the settings' devices stand for.
+        seccomp: a profile in the spec's own form, if there is to be one.
+        pure_v2: whether the machine has nothing but cgroup v2.
+        counts_swap: whether the kernel can limit swap.
     """
     config, settings = launch.config, launch.settings
     assert config.entrypoint is not None
-    added = config.linux.capabilities or []
+    added = list(dict.fromkeys(config.linux.capabilities or ()))
     granted = list(dict.fromkeys([*_CAPABILITIES, *added]))
+    runs_as = user(launch)
+    # execve takes all from a user other than root but what is ambient: that is what the config asks for by name, and
+    # the operator agreed to; with the defaults, such as DAC_OVERRIDE, it would be root by another number
+    held = added if runs_as.uid else granted
     linux: dict[str, Any] = {
-        "resources": {"devices": _device_rules(config, devices)},
+        "resources": {"devices": _device_rules(config, devices)}
+        | _limits(launch.options, pure_v2=pure_v2, counts_swap=counts_swap),
         "cgroupsPath": f"/{cgroup_name(container_id)}",
         "namespaces": [{"type": kind} for kind in _namespaces(config)],
         "devices": [node.spec() for node in devices],
@@ -171,24 +193,42 @@ def build(
     }
     if config.propagated_mount:
         linux["rootfsPropagation"] = "rshared"
+    if seccomp is not None:
+        linux["seccomp"] = seccomp
     return {
         "ociVersion": "1.0.2",
         "process": {
-            "user": {"uid": 0, "gid": 0},
+            "user": {"uid": runs_as.uid, "gid": runs_as.gid},
             "args": [*config.entrypoint, *settings.args],
             "env": [_PATH, *settings.env],
             "cwd": config.work_dir or "/",
             "capabilities": {
                 "bounding": granted,
-                "effective": granted,
-                "inheritable": list(dict.fromkeys(added)),
-                "permitted": granted,
+                "effective": held,
+                "inheritable": added,
+                "permitted": held,
+                "ambient": added if runs_as.uid else [],
             },
+            "noNewPrivileges": launch.options.no_new_privileges,
         },
-        "root": {"path": str(launch.rootfs)},
+        "root": {"path": str(launch.rootfs), "readonly": launch.options.read_only},
         "mounts": list(_mounts(launch, sockets=sockets, empty=empty, network_files=network_files)),
         "linux": linux,
     }
+
+
+def _limits(options: Options, *, pure_v2: bool, counts_swap: bool) -> dict[str, Any]:
+    limits: dict[str, Any] = {}
+    if options.memory:
+        limits["memory"] = {"limit": options.memory, **({"swap": options.memory} if counts_swap else {})}
+    if options.pids:
+        limits["pids"] = {"limit": options.pids}
+    if options.cpu_weight and pure_v2:
+        # not as shares: how they become a weight differs between versions of runc (1.3.2) and of crun (1.23)
+        limits["unified"] = {"cpu.weight": str(options.cpu_weight)}
+    elif options.cpu_weight:
+        limits["cpu"] = {"shares": options.cpu_weight * 1024 // 100}
+    return limits
 
 
 def _namespaces(config: PluginConfig) -> Iterable[str]:

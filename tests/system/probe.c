@@ -10,6 +10,10 @@
  *   count N         listen, and print N numbered lines when SIGUSR1 comes
  *   flood           listen and print without end
  *   mount PATH      mount a memory disk on PATH, made if missing, then listen
+ *   eat             touch ever more memory
+ *   feed            have a child do that, print how it ended, then listen
+ *   fork N          start up to N children that do nothing, print how many there are, then listen
+ *   try PATH        print whether directories can be made at PATH and beside the socket, then listen
  *   show            print capabilities, words, variables, devices; exit with 0
  */
 #define _GNU_SOURCE
@@ -23,6 +27,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 extern char **environ;
@@ -64,6 +69,33 @@ static void show(int argc, char **argv) {
     }
 }
 
+static void eat(void) {
+    for (;;) {
+        char *piece = malloc(1 << 20);
+        if (piece) memset(piece, 1, 1 << 20);
+        usleep(1000);
+    }
+}
+
+static void feed(void) {
+    int status;
+    if (fork() == 0) eat();
+    wait(&status);
+    printf("child ended by signal %d\n", WTERMSIG(status));
+}
+
+static void spawn(int count) {
+    int made = 0;
+    for (pid_t pid; made < count && (pid = fork()) >= 0; made++)
+        if (pid == 0) for (;;) pause();
+    printf("children %d\n", made);
+}
+
+static void try(const char *path) {
+    const char *paths[] = {path, "/run/docker/plugins/mine"};
+    for (int i = 0; i < 2; i++) printf("mkdir %s: %s\n", paths[i], mkdir(paths[i], 0755) ? strerror(errno) : "made");
+}
+
 int main(int argc, char **argv) {
     const char *word = argc > 1 ? argv[1] : "", *argument = argc > 2 ? argv[2] : "";
     setvbuf(stdout, NULL, _IOLBF, 0);
@@ -84,6 +116,10 @@ int main(int argc, char **argv) {
             }
     if (!strcmp(word, "mount")) mkdir(argument, 0755);
     if (!strcmp(word, "mount") && mount("probe", argument, "tmpfs", 0, "size=64k")) { perror("mount"); return 92; }
+    if (!strcmp(word, "eat")) eat();
+    if (!strcmp(word, "feed")) feed();
+    if (!strcmp(word, "fork")) spawn(atoi(argument));
+    if (!strcmp(word, "try")) try(argument);
     printf("begins\n");
     if (strcmp(word, "mute")) serve(!strcmp(word, "late") ? atoi(argument) : 0);
     while (!strcmp(word, "flood") && !stop) printf("a line of a plugin that has gone mad and will not stop printing\n");

@@ -8,7 +8,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from pluginsvc.model.plugin import Device, Interface, Linux, Mount, Network, PluginConfig, PluginSettings
+from pluginsvc.model.options import Options
+from pluginsvc.model.plugin import Device, Interface, Linux, Mount, Network, PluginConfig, PluginSettings, User
 from pluginsvc.runtime.executor import Executor, Launch
 from tests.support.parts import PROJECT
 
@@ -57,6 +58,8 @@ class Bench:
         pid_host: bool = False,
         propagated: tuple[str, Path] | None = None,
         entrypoint: tuple[str, ...] = ("/probe",),
+        user: User | None = None,
+        options: Options | None = None,
     ) -> Launch:
         """Return a launch of the probe with `words`, in a rootfs of its own."""
         plugin_id = plugin_id or secrets.token_hex(32)
@@ -75,10 +78,12 @@ class Bench:
                 linux=linux or Linux(),
                 pid_host=pid_host,
                 propagated_mount=propagated[0] if propagated else "",
+                user=user or User(),
             ),
             settings=PluginSettings(args=list(words), mounts=mounts or [], devices=devices or [], env=env or []),
             rootfs=rootfs,
             propagated=propagated[1] if propagated else None,
+            options=options or Options(),
         )
 
     def _binary(self) -> Path:

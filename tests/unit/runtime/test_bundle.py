@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from pluginsvc.model.options import Options
 from pluginsvc.model.plugin import Device, Interface, Mount, PluginConfig, PluginSettings
 from pluginsvc.runtime.bundle import Mark, Place, Record
 from pluginsvc.runtime.process import ProcessId
@@ -96,6 +97,14 @@ def test_what_the_host_lacks_is_named(tmp_path: Path, place: Place, settings: di
     assert problem in str(caught.value)
     assert "'m'" in str(caught.value)
     assert "probe:latest" in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_profile_is_read_before_anything_is_written(tmp_path: Path, place: Place) -> None:
+    """A seccomp profile that cannot be read is an error with its name, and nothing is written."""
+    asked = msgspec.structs.replace(launch(tmp_path), options=Options(seccomp="/no/such"))
+    with pytest.raises(UnusableSettings, match="seccomp profile /no/such"):
+        place.prepare(asked, "c")
     assert not (tmp_path / "run").exists()
 
 

@@ -3,10 +3,13 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
-from pluginsvc.model.plugin import Args, Device, Interface, Linux, Mount, Network, PluginConfig, PluginSettings
+from pluginsvc.model.options import Options
+from pluginsvc.model.plugin import Args, Device, Interface, Linux, Mount, Network, PluginConfig, PluginSettings, User
 from pluginsvc.runtime.devices import DeviceNode
 from pluginsvc.runtime.spec import Launch, UnusableSettings, build, check, is_bind
 
@@ -49,7 +52,7 @@ EVERYTHING_SETTINGS = PluginSettings(
 )
 
 
-def launch(config: PluginConfig, settings: PluginSettings) -> Launch:
+def launch(config: PluginConfig, settings: PluginSettings, options: Options | None = None) -> Launch:
     propagated = Path("/root/plugins/x/propagated-mount") if config.propagated_mount else None
     return Launch(
         plugin_id="ab" * 32,
@@ -58,6 +61,20 @@ def launch(config: PluginConfig, settings: PluginSettings) -> Launch:
         settings=settings,
         rootfs=Path("/root/plugins/x/gen-1/rootfs"),
         propagated=propagated,
+        options=options or Options(),
+    )
+
+
+def built(asked: Launch, devices: list[DeviceNode] | None = None, **facts: Any) -> dict[str, Any]:
+    check(asked)
+    return build(
+        asked,
+        container_id="abab-1",
+        sockets=Path("/run/p/plugins/x"),
+        empty=Path("/run/p/instances/x/empty"),
+        network_files=["/etc/hosts", "/etc/resolv.conf"],
+        devices=devices or [],
+        **{"seccomp": None, "pure_v2": False, "counts_swap": True} | facts,
     )
 
 
@@ -73,16 +90,7 @@ def test_spec_is_the_golden_one(
     name: str, config: PluginConfig, settings: PluginSettings, devices: list[DeviceNode]
 ) -> None:
     """Specs are exactly the documents in data/ (REF 3.10); UPDATE_GOLDEN=1 writes them anew."""
-    asked = launch(config, settings)
-    check(asked)
-    found = build(
-        asked,
-        container_id="abab-1",
-        sockets=Path("/run/p/plugins/x"),
-        empty=Path("/run/p/instances/x/empty"),
-        network_files=["/etc/hosts", "/etc/resolv.conf"],
-        devices=devices,
-    )
+    found = built(launch(config, settings), devices)
     golden = GOLDEN / f"spec-{name}.json"
     if os.environ.get("UPDATE_GOLDEN"):
         golden.write_text(json.dumps(found, indent=1) + "\n")
@@ -132,3 +140,65 @@ def test_bind_mounts_are_known_by_type_or_option(mount: Mount) -> None:
     """A mount is a bind mount by its type or by its options, as for runc."""
     assert is_bind(mount)
     assert not is_bind(Mount(type="tmpfs", options=["rw"]))
+
+
+LIMITED = Options(memory=64 << 20, pids=100, cpu_weight=50)
+
+
+@pytest.mark.parametrize(
+    ("facts", "limits"),
+    [
+        ({}, {"memory": {"limit": 64 << 20, "swap": 64 << 20}, "pids": {"limit": 100}, "cpu": {"shares": 512}}),
+        ({"counts_swap": False}, {"memory": {"limit": 64 << 20}, "pids": {"limit": 100}, "cpu": {"shares": 512}}),
+        (
+            {"pure_v2": True},
+            {
+                "memory": {"limit": 64 << 20, "swap": 64 << 20},
+                "pids": {"limit": 100},
+                "unified": {"cpu.weight": "50"},
+            },
+        ),
+    ],
+)
+def test_limits_fit_the_machine(facts: dict[str, Any], limits: dict[str, object]) -> None:
+    """Limits come beside the device rules: no swap where it can be limited, the weight itself on v2, shares on v1."""
+    resources = built(launch(BASE, PluginSettings(), LIMITED), **facts)["linux"]["resources"]
+    assert resources.pop("devices")
+    assert resources == limits
+
+
+@pytest.mark.parametrize(("weight", "shares"), [(1, 10), (100, 1024), (10_000, 102_400)])
+def test_weights_become_shares_in_proportion(weight: int, shares: int) -> None:
+    """Everybody's weight of 100 is everybody's 1024 shares, and both ends fit what v1 takes."""
+    linux = built(launch(BASE, PluginSettings(), Options(cpu_weight=weight)))["linux"]
+    assert linux["resources"]["cpu"] == {"shares": shares}
+
+
+def test_confinement_is_what_was_asked_for() -> None:
+    """The profile goes in as it is; the other words are the spec's own."""
+    profile = {"defaultAction": "SCMP_ACT_LOG"}
+    found = built(launch(BASE, PluginSettings(), Options(no_new_privileges=True, read_only=True)), seccomp=profile)
+    assert found["linux"]["seccomp"] is profile
+    assert found["process"]["noNewPrivileges"] is True
+    assert found["root"]["readonly"] is True
+
+
+def test_users_keep_what_their_config_names() -> None:
+    """A plugin that runs as another user holds the capabilities that its config asks for and none of the defaults."""
+    config = msgspec.structs.replace(SSHFS, user=User(uid=7, gid=8))
+    assert built(launch(config, PluginSettings()))["process"]["user"] == {"uid": 0, "gid": 0}
+    process = built(launch(config, PluginSettings(), Options(config_user=True)))["process"]
+    assert process["user"] == {"uid": 7, "gid": 8}
+    bounding = process["capabilities"].pop("bounding")
+    assert {"CAP_SYS_ADMIN", "CAP_CHOWN", "CAP_KILL"} <= set(bounding)
+    kinds = ("effective", "permitted", "inheritable", "ambient")
+    assert process["capabilities"] == {kind: ["CAP_SYS_ADMIN", "CAP_CHOWN"] for kind in kinds}
+
+
+@pytest.mark.parametrize("user", [User(uid=-1), User(gid=-1), User(uid=(1 << 32) - 1), User(gid=1 << 40)])
+def test_users_that_cannot_be_are_refused(user: User) -> None:
+    """Numbers that Linux has no users for are refused where they would be used, and only there."""
+    config = msgspec.structs.replace(BASE, user=user)
+    check(launch(config, PluginSettings()))
+    with pytest.raises(UnusableSettings, match=f"User {user.uid}:{user.gid} .*probe:latest"):
+        check(launch(config, PluginSettings(), Options(config_user=True)))
