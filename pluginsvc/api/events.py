@@ -7,17 +7,15 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-import anyio
 from aiohttp import HttpVersion11, web
 
 from pluginsvc.api.params import event_time
 from pluginsvc.api.replies import JSON
-from pluginsvc.api.stream import open_stream
+from pluginsvc.api.stream import OpenStreams, open_stream
 from pluginsvc.errors import InvalidParameter
 from pluginsvc.events.filters import engine_filter, engine_message
 from pluginsvc.model.event import Event
 from pluginsvc.model.filters import parse_filters
-from pluginsvc.tasks import ShuttingDown
 
 _SEQUENCE = "application/json-seq"
 _BY_NAME = frozenset({"application/jsonl", "application/x-ndjson", _SEQUENCE})
@@ -95,25 +93,15 @@ class _Outlet:
         await self._request.writer.drain()
 
 
-class EventStreams:
-    """Serves event streams, and ends them all when the daemon stops listening."""
+class EventStreams(OpenStreams):
+    """Serves event streams."""
 
     def __init__(self, follow: Follow) -> None:
+        super().__init__()
         self._follow = follow
-        self._open: set[anyio.CancelScope] = set()
-        self._closing = False
         self._forms = {
             (mark, chunked): _Form(mark, chunked=chunked) for mark in (b"", b"\x1e") for chunked in (False, True)
         }
-
-    def __len__(self) -> int:
-        return len(self._open)
-
-    def close(self) -> None:
-        """End every stream in good order, and begin no more."""
-        self._closing = True
-        for scope in list(self._open):
-            scope.cancel()
 
     async def serve(self, request: web.BaseRequest, _name: str) -> web.StreamResponse:
         """Send what happens until ``until``, for ever without it."""
@@ -125,22 +113,16 @@ class EventStreams:
         kind = content_type(request.headers.get("Accept", ""))
         mark = b"\x1e" if kind == _SEQUENCE else b""
         response = open_stream(request, kind)
-        if self._closing:
-            raise ShuttingDown
         transport = request.transport
         if transport is None:
             raise ConnectionResetError("the client went away")
         outlet = _Outlet(request, transport, self._forms[mark, request.version >= HttpVersion11])
-        with anyio.CancelScope() as scope:
-            self._open.add(scope)
-            try:
-                # the client may act as soon as it has the headers, so we subscribe first
-                async with self._follow(since_ns=since, until_ns=until, wanted=wanted, direct=outlet.direct) as events:
-                    await response.prepare(request)
-                    async for event in events:
-                        await outlet.write(event)
-            finally:
-                self._open.discard(scope)
+        with self.opened():
+            # the client may act as soon as it has the headers, so we subscribe first
+            async with self._follow(since_ns=since, until_ns=until, wanted=wanted, direct=outlet.direct) as events:
+                await response.prepare(request)
+                async for event in events:
+                    await outlet.write(event)
         return response
 
 

@@ -1,14 +1,16 @@
-"""Answers that grow line by line: pull, upgrade and push (REF 1.5)."""
+"""Answers that grow: those of pull, upgrade and push, line by line (REF 1.5), and those without an end of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 import anyio
 from aiohttp import HttpVersion11, web
 
 from pluginsvc.api.replies import CONTEXT, JSON, describe, log_crash
 from pluginsvc.model.progress import Line, encode_line
+from pluginsvc.tasks import ShuttingDown
 
 Sink = Callable[[Line], Awaitable[None]]
 
@@ -22,6 +24,39 @@ def open_stream(request: web.BaseRequest, content_type: str) -> web.StreamRespon
     if request.version < HttpVersion11:
         response.force_close()
     return response
+
+
+class OpenStreams:
+    """Answers that would go on for ever: they end in good order when the daemon stops listening."""
+
+    def __init__(self) -> None:
+        self._open: set[anyio.CancelScope] = set()
+        self._closing = False
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def close(self) -> None:
+        """End every stream, and begin no more."""
+        self._closing = True
+        for scope in list(self._open):
+            scope.cancel()
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Leave the block, without an error, once all streams are to end.
+
+        Raises:
+            ShuttingDown: they have ended already.
+        """
+        if self._closing:
+            raise ShuttingDown
+        with anyio.CancelScope() as scope:
+            self._open.add(scope)
+            try:
+                yield
+            finally:
+                self._open.discard(scope)
 
 
 async def stream(request: web.BaseRequest, work: Callable[[Sink], Awaitable[None]]) -> web.StreamResponse:

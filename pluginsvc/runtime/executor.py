@@ -7,7 +7,8 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -17,7 +18,8 @@ from anyio import to_thread
 
 from pluginsvc.errors import Internal
 from pluginsvc.fsutil import boot_id, remove_tree
-from pluginsvc.runtime import cgroup, logs, monitor
+from pluginsvc.model.output import Form, Wanted
+from pluginsvc.runtime import cgroup, history, logs, monitor, processes
 from pluginsvc.runtime.bundle import Mark, Place, Record
 from pluginsvc.runtime.command import CommandFailed
 from pluginsvc.runtime.forward import Forwarder
@@ -34,6 +36,12 @@ _log = structlog.get_logger()
 _COMMAND_SECONDS = 30.0
 _KILL_SECONDS = 10.0
 _CLEANUP_SECONDS = 60.0
+
+LOG_ROOM = 16 * 1024 * 1024
+"""Bytes by which a log file may outgrow the size at which it is renamed, before the monitor begins it anew.
+
+A plugin that prints 50 MB/s needs 5 MB of it between two looks. The rest is for a busy machine, and for no daemon.
+"""
 
 
 class WatchRefused(Internal):
@@ -71,6 +79,7 @@ class Executor:
         self._conmon = conmon
         self._watches = Watches()
         self._forwarder = Forwarder(self._watches, size=log_size, count=log_files)
+        self._log_limit = log_size + LOG_ROOM
         self._locks = KeyedLock()
 
     async def serve(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
@@ -119,7 +128,12 @@ class Executor:
         begin = await to_thread.run_sync(prepare)
         started_ns = time.time_ns()
         pid = await monitor.create(
-            place, container_id=container_id, conmon=self._conmon, runtime=self._runtime, within=_COMMAND_SECONDS
+            place,
+            container_id=container_id,
+            conmon=self._conmon,
+            runtime=self._runtime,
+            log_limit=self._log_limit,
+            within=_COMMAND_SECONDS,
         )
 
         def identify() -> Record:
@@ -184,6 +198,26 @@ class Executor:
         async with self._locks(plugin_id):
             with _told(plugin_id, "clear away"):
                 await self._clear(place)
+
+    async def tail(self, plugin_id: str, lines: int) -> list[str]:
+        """Return the last lines that a plugin has printed, in whichever start."""
+        return await to_thread.run_sync(logs.tail, self._place(plugin_id).logs, Mark(0, 0), lines)
+
+    def output(
+        self, plugin_id: str, wanted: Wanted, form: Form, *, going: Callable[[], bool]
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield what a plugin has printed, and what it prints; see ``history.follow``."""
+        printed = partial(self._forwarder.printed, plugin_id)
+        return history.follow(self._place(plugin_id).logs, wanted, form, printed=printed, going=going)
+
+    async def processes(self, plugin_id: str) -> list[list[str]]:
+        """Return a row of ``processes.TITLES`` for each process of a plugin; none when it does not run."""
+
+        def work() -> list[list[str]]:
+            container_id = self._place(plugin_id).container_id()
+            return processes.rows(cgroup_name(container_id)) if container_id else []
+
+        return await to_thread.run_sync(work)
 
     async def remove_logs(self, plugin_id: str) -> None:
         """Delete the log files of a plugin that is removed for good."""

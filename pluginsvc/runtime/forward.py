@@ -17,6 +17,7 @@ from anyio import to_thread
 from asyncinotify import Mask
 
 from pluginsvc.runtime.bundle import LOG_NAME, Mark, Place, replace
+from pluginsvc.runtime.levels import level_of
 from pluginsvc.runtime.logs import Batch, Reader
 from pluginsvc.runtime.monitor import reopen_log
 from pluginsvc.runtime.watches import Watches
@@ -102,6 +103,7 @@ class Forwarder:
         self._size, self._count = size, count
         self._followed: dict[str, Followed] = {}
         self._pending: set[str] = set()
+        self._printed: dict[str, anyio.Event] = {}
         self._wake = anyio.Event()
 
     def follow(self, place: Place, since: Mark) -> None:
@@ -112,6 +114,10 @@ class Forwarder:
         self._followed[plugin_id] = Followed(place, since, size=self._size, count=self._count)
         self._watches.add(place.logs, Mask.MODIFY | Mask.ONESHOT, lambda _: self._look_soon(plugin_id))
         self._look_soon(plugin_id)
+
+    def printed(self, plugin_id: str) -> anyio.Event:
+        """Return an event that is set once the plugin, running or started later, has printed something from now on."""
+        return self._printed.setdefault(plugin_id, anyio.Event())
 
     async def release(self, plugin_id: str) -> None:
         """Pass on what is left, within reason, and forget the plugin."""
@@ -147,6 +153,8 @@ class Forwarder:
     async def _look(self, followed: Followed) -> bool:
         """Pass on one batch; true when there is more."""
         plugin_id = followed.place.plugin_id
+        if event := self._printed.pop(plugin_id, None):
+            event.set()
         async with followed.lock:
             try:
                 batch = await to_thread.run_sync(followed.step)
@@ -156,8 +164,5 @@ class Forwarder:
         if batch.skipped:
             _log.warning("plugin.output_skipped", plugin=plugin_id, bytes=batch.skipped)
         for stream, line in batch.lines:
-            if stream == "stderr":
-                _log.error("plugin.output", plugin=plugin_id, line=line)
-            else:
-                _log.info("plugin.output", plugin=plugin_id, line=line)
+            getattr(_log, level_of(stream, line))("plugin.output", plugin=plugin_id, stream=stream, line=line)
         return batch.more

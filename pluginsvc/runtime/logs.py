@@ -10,13 +10,12 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import msgspec
 
+from pluginsvc.model.output import Stream
 from pluginsvc.runtime.bundle import LOG_NAME, Mark
-
-Stream = Literal["stdout", "stderr"]
 
 _LINE = re.compile(rb"\S+ (stdout|stderr) ([FP]) (.*)", re.DOTALL)
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
@@ -70,7 +69,8 @@ def tail(directory: Path, since: Mark, count: int) -> list[str]:
         try:
             with path.open("rb") as file:
                 facts = os.fstat(file.fileno())
-                first = since.offset if facts.st_ino == since.inode else 0
+                # a file that is too short is another one: inodes are given away again
+                first = since.offset if facts.st_ino == since.inode and since.offset <= facts.st_size else 0
                 begin = max(first, facts.st_size - _TAIL)
                 file.seek(begin)
                 data = file.read(_TAIL)
@@ -132,10 +132,10 @@ class Reader:
             stack = files(self.directory)
             inodes = [_inode(path) for path in stack]
             if self.position.inode not in inodes:
-                # never begun, or rotated away unread
                 if not stack:
                     return Batch([])
-                self.position = Mark(inodes[-1], 0)
+                # never begun; or rotated away unread or replaced by the monitor, and then older files may be known
+                self.position = Mark(inodes[0 if self.position.inode else -1], 0)
                 continue
             place = inodes.index(self.position.inode)
             before = self.position
@@ -153,6 +153,9 @@ class Reader:
                 # renamed between the listing and now: the next look finds it
                 return Batch([], more=True)
             skipped = 0
+            if facts.st_size < offset:
+                # another file: inodes are given away again
+                offset = 0
             if facts.st_size - offset > _BACKLOG:
                 file.seek(facts.st_size - limit)
                 file.readline()

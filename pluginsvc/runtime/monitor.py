@@ -26,7 +26,9 @@ _REOPEN = b"2 0 0\n"
 _MAX_REPORT = 64 * 1024
 
 
-async def create(place: Place, *, container_id: str, conmon: str, runtime: Runtime, within: float) -> int:
+async def create(
+    place: Place, *, container_id: str, conmon: str, runtime: Runtime, log_limit: int, within: float
+) -> int:
     """Start a monitor, and by it create the container of a prepared bundle, ready to be started.
 
     The monitor reports the container's process, or what the runtime said when it failed, through a pipe of ours.
@@ -37,6 +39,7 @@ async def create(place: Place, *, container_id: str, conmon: str, runtime: Runti
         container_id: one that was never used before.
         conmon: name or path of the program.
         runtime: what creates the container.
+        log_limit: bytes above which the monitor itself replaces the log file by an empty one; what was in it is gone.
         within: seconds it may take.
 
     Returns:
@@ -53,7 +56,7 @@ async def create(place: Place, *, container_id: str, conmon: str, runtime: Runti
     words += [word for option in runtime.options(place.runtime_log) for word in ("--runtime-arg", option)]
     words += ["--bundle", str(place.bundle), "--exit-dir", str(place.exits), "--full-attach", "--no-sync-log"]
     words += ["--container-pidfile", str(place.container_pid), "--conmon-pidfile", str(place.monitor_pid)]
-    words += ["--log-path", f"k8s-file:log/{LOG_NAME}"]
+    words += ["--log-path", f"k8s-file:log/{LOG_NAME}", "--log-size-max", str(log_limit)]
     try:
         with anyio.CancelScope(shield=True), anyio.fail_after(within):
             report = await _report(words, place.state, reading, writing, within)

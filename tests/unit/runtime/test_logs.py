@@ -134,11 +134,20 @@ def test_reader_waits_for_the_end_of_a_line(tmp_path: Path) -> None:
     assert drain(reader) == ["slow"]
 
 
-def test_reader_begins_anew_where_its_file_is_gone(tmp_path: Path) -> None:
-    """When the file of its mark was rotated away, it goes on with the oldest there is."""
+def test_reader_goes_on_where_its_file_is_gone(tmp_path: Path) -> None:
+    """When the file of its mark is gone it goes on with the newest: the older ones may have been read already."""
     write(tmp_path, "plugin.log.1", "a")
     write(tmp_path, "plugin.log", "b")
-    assert drain(Reader(tmp_path, Mark(999_999_999, 5))) == ["a", "b"]
+    assert drain(Reader(tmp_path, Mark(999_999_999, 5))) == ["b"]
+    assert drain(Reader(tmp_path, Mark(0, 0))) == ["a", "b"]
+
+
+def test_inode_that_is_used_again_is_another_file(tmp_path: Path) -> None:
+    """A mark behind the end of its file was set in another file of the same inode, so it is read from its beginning."""
+    write(tmp_path, "plugin.log", "new")
+    mark = Mark(now(tmp_path).inode, 10_000)
+    assert drain(Reader(tmp_path, mark)) == ["new"]
+    assert tail(tmp_path, mark, 5) == ["new"]
 
 
 def test_reader_skips_a_backlog(tmp_path: Path) -> None:

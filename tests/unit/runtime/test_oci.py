@@ -94,7 +94,7 @@ async def test_monitor_that_fails(tmp_path: Path, text: str, said: str) -> None:
     conmon = script(tmp_path / "conmon", text)
     runtime = Runtime(script(tmp_path / "rt", ""), tmp_path / "root")
     with pytest.raises(CommandFailed, match=said), anyio.fail_after(10):
-        await create(place, container_id="c", conmon=conmon, runtime=runtime, within=0.5)
+        await create(place, container_id="c", conmon=conmon, runtime=runtime, log_limit=1 << 20, within=0.5)
 
 
 def test_reopening_without_a_monitor(tmp_path: Path) -> None:
