@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from pluginsvc.errors import Conflict, Internal
 
@@ -68,16 +69,39 @@ def atomic_write(path: Path, data: bytes, mode: int = 0o600) -> None:
     sync_dir(path.parent)
 
 
-def mounts_below(path: Path) -> list[str]:
-    """Return the mount points at or below ``path``, deepest first (proc(5), mountinfo)."""
-    prefix = os.fsencode(os.path.realpath(path))
-    found = []
+class Mount(NamedTuple):
+    """A line of the mount table.
+
+    Attributes:
+        id: the kernel's number, given again as soon as it is free.
+        parent: number of the mount it lies on.
+        point: where.
+        source: what is mounted: the device, and which directory of it.
+    """
+
+    id: int
+    parent: int
+    point: str
+    source: str
+
+
+def mount_table() -> dict[int, Mount]:
+    """Return every mount of this namespace by its number (proc(5), mountinfo)."""
+    found = {}
     with open("/proc/self/mountinfo", "rb") as table:
         for line in table:
+            number, parent, device, root, point = line.split(b" ", 5)[:5]
             # \040 and its like stand for the characters that would break the table
-            point = line.split(b" ")[4].decode("unicode_escape").encode("latin-1")
-            if point == prefix or point.startswith(prefix + b"/"):
-                found.append(os.fsdecode(point))
+            place = point.decode("unicode_escape").encode("latin-1")
+            source = f"{device.decode()} {os.fsdecode(root)}"
+            found[int(number)] = Mount(int(number), int(parent), os.fsdecode(place), source)
+    return found
+
+
+def mounts_below(path: Path) -> list[str]:
+    """Return the mount points at or below ``path``, deepest first."""
+    top = os.path.realpath(path)
+    found = [mount.point for mount in mount_table().values() if f"{mount.point}/".startswith(f"{top}/")]
     return sorted(found, key=len, reverse=True)
 
 

@@ -22,6 +22,13 @@ class Collected(msgspec.Struct, rename="pascal"):
     bytes: int
 
 
+class Summary(msgspec.Struct, rename="pascal"):
+    """A line of ``GET /pluginsvc/v1/plugins``, as far as it is shown."""
+
+    id: str
+    state: str
+
+
 class Version(msgspec.Struct, rename="pascal"):
     """``GET /version``."""
 

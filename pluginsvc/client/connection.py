@@ -103,13 +103,18 @@ class Connection:
 
     def lines(self, method: str, path: str, query: _Query = None) -> Iterator[bytes]:
         """Yield the lines of a stream as they come; ends only when the daemon has ended it in good order."""
+        rest = b""
+        for chunk in self.chunks(method, path, query):
+            *lines, rest = (rest + chunk).split(b"\n")
+            yield from (line.strip() for line in lines)
+        if rest:
+            raise AnswerLost(self.host, EOFError("the last line is not whole"))
+
+    def chunks(self, method: str, path: str, query: _Query = None) -> Iterator[bytes]:
+        """Yield the bytes of a stream as they come; ends only when the daemon has ended it in good order."""
         with self._exchange(method, path, query) as response:
-            rest = b""
             while chunk := response.read1(_CHUNK):
-                *lines, rest = (rest + chunk).split(b"\n")
-                yield from (line.strip() for line in lines)
-            if rest:
-                raise AnswerLost(self.host, EOFError("the last line is not whole"))
+                yield chunk
 
     def progress(self, path: str) -> Iterator[tuple[Line, bytes]]:
         """Do work that tells its progress (REF 1.5); yield each line, decoded and as it came.
@@ -191,6 +196,11 @@ def plugin_path(name: str, what: str = "") -> str:
     if not {"", ".", ".."}.isdisjoint(name.split("/")):
         raise InvalidName(name)
     return f"/plugins/{quote(name, safe='/:@')}" + (f"/{what}" if what else "")
+
+
+def native_path(name: str, what: str) -> str:
+    """Return the path of what our own API offers for a plugin; see ``plugin_path``."""
+    return f"/pluginsvc/v1{plugin_path(name, what)}"
 
 
 def _parse_host(host: str) -> str | tuple[str, int]:

@@ -15,16 +15,20 @@ import msgspec
 import rich_click as click
 
 from pluginsvc.client import archive
-from pluginsvc.client.answers import Collected, Disk, EngineEvent, Version, progress_text
+from pluginsvc.client.answers import Collected, Disk, EngineEvent, Summary, Version, progress_text
 from pluginsvc.client.connection import (
     DEFAULT_HOST,
     Connection,
     DaemonUnreachable,
     InvalidHost,
     InvalidName,
+    native_path,
     plugin_path,
 )
+from pluginsvc.client.leases import acquire, leases, mounts, release
+from pluginsvc.client.logs import logs, top
 from pluginsvc.client.output import complain, say, size, table
+from pluginsvc.client.update import update
 from pluginsvc.client.when import InvalidTime, timestamp
 from pluginsvc.errors import PluginsvcError, Unavailable
 from pluginsvc.model.plugin import Plugin
@@ -95,19 +99,22 @@ def main(ctx: click.Context, host: str) -> None:
 def list_(daemon: Connection, filters: dict[str, str], form: str | None, *, quiet: bool, no_trunc: bool) -> None:
     """List plugins; filters are enabled=true|false and capability=NAME."""
     rows = []
+    states = {found.id: found for found in daemon.decoded(daemon.call("GET", "/pluginsvc/v1/plugins"), list[Summary])}
     for plugin in daemon.decoded(daemon.call("GET", "/plugins", filters), list[Plugin]):
         text = plugin.config.description
         short = plugin.id if no_trunc else plugin.id[:12]
+        state = states[plugin.id].state if plugin.id in states else ""
         if quiet:
             say(short)
         elif form == "json":
             facts = {"ID": plugin.id, "Name": plugin.name, "Description": text, "Enabled": plugin.enabled}
+            facts |= {"State": state}
             _print_json(facts | {"PluginReference": plugin.plugin_reference or ""})
         else:
             shown = text if no_trunc or len(text) <= 45 else text[:44] + "…"
-            rows.append((short, plugin.name, shown, str(plugin.enabled).lower()))
+            rows.append((short, plugin.name, shown, str(plugin.enabled).lower(), state))
     if not quiet and form != "json":
-        table(("ID", "NAME", "DESCRIPTION", "ENABLED"), rows)
+        table(("ID", "NAME", "DESCRIPTION", "ENABLED", "STATE"), rows)
 
 
 @main.command()
@@ -119,7 +126,9 @@ def inspect(daemon: Connection, names: tuple[str, ...], form: str | None) -> Non
     found: list[msgspec.Raw] = []
 
     def inspect_one(name: str) -> None:
-        found.append(msgspec.Raw(daemon.call("GET", plugin_path(name, "json")).strip()))
+        plugin = msgspec.json.decode(daemon.call("GET", plugin_path(name, "json")), type=dict[str, msgspec.Raw])
+        plugin["Status"] = msgspec.Raw(daemon.call("GET", native_path(name, "json")).strip())
+        found.append(msgspec.Raw(_JSON.encode(plugin)))
 
     failed = _for_each(names, inspect_one)
     if form == "json":
@@ -136,7 +145,7 @@ def inspect(daemon: Connection, names: tuple[str, ...], form: str | None) -> Non
 @_plugin
 @_daemon
 def enable(daemon: Connection, timeout: int, name: str) -> None:
-    """Start a plugin and keep it running; --timeout is for calls to it."""
+    """Start a plugin and keep it running; --timeout is how long to wait for it, and for calls to it."""
     daemon.call("POST", plugin_path(name, "enable"), {"timeout": str(timeout)})
     say(name)
 
@@ -149,6 +158,10 @@ def disable(daemon: Connection, name: str, *, force: bool) -> None:
     """Stop a plugin."""
     daemon.call("POST", plugin_path(name, "disable"), {"force": "1"} if force else None)
     say(name)
+
+
+for elsewhere in (update, logs, top, leases, acquire, release, mounts):
+    main.add_command(elsewhere)
 
 
 @main.command("set")

@@ -12,11 +12,10 @@ import structlog
 from anyio import to_thread
 
 from pluginsvc.errors import Internal
-from pluginsvc.fsutil import remove_tree, sync_dir
+from pluginsvc.fsutil import StillMounted, mounts_below, remove_tree, sync_dir
 from pluginsvc.rootfs import mounts
 
 _log = structlog.get_logger()
-_TOMBSTONE = "-removing"
 
 
 class DiskTrouble(Internal):
@@ -140,11 +139,13 @@ class Disk:
     async def bury(self, plugin_id: str) -> Path | None:
         """Take a plugin's directory out of the way, ready to be discarded; ``None`` where there is none."""
         path = self.plugin(plugin_id)
-        await self.unmount(path)
-        tombstone = path.with_name(plugin_id + _TOMBSTONE)
+        # a name of its own: who removes and who retries may both bury, and delete what they have got
+        tombstone = path.with_name(f"{plugin_id}-removing-{uuid4().hex[:8]}")
 
         def work() -> Path | None:
-            remove_tree(tombstone)
+            # the ledger knows mounts by their places: what is still mounted stays where it is
+            if left := mounts_below(path):
+                raise StillMounted(path, left)
             try:
                 path.rename(tombstone)
             except FileNotFoundError:

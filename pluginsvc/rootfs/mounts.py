@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from pluginsvc.errors import Internal
-from pluginsvc.fsutil import mounts_below
+from pluginsvc.fsutil import Mount, mount_table, mounts_below
 from pluginsvc.rootfs import syscalls
 
 
@@ -73,3 +74,67 @@ def unmount_below(path: Path, *, lazy: bool = False) -> None:
     """
     for point in mounts_below(path):
         unmount(Path(point), lazy=lazy)
+
+
+def below(path: Path) -> list[Mount]:
+    """Return the mounts at or below ``path``, each before the one it lies on."""
+    table, top = mount_table(), os.path.realpath(path)
+
+    def depth(mount: Mount) -> int:
+        parent = table.get(mount.parent)
+        return 0 if parent is None or parent == mount else 1 + depth(parent)
+
+    found = [mount for mount in table.values() if f"{mount.point}/".startswith(f"{top}/")]
+    return sorted(found, key=depth, reverse=True)
+
+
+def family(found: list[Mount], numbers: Collection[int]) -> list[Mount]:
+    """Return those of ``found``, in their order as ``below`` gave it, with these numbers, and what lies on them."""
+    chosen = set(numbers)
+    for mount in reversed(found):
+        if mount.parent in chosen:
+            chosen.add(mount.id)
+    return [mount for mount in found if mount.id in chosen]
+
+
+def take_off(mount: Mount) -> bool:
+    """Unmount one mount, and no other that is at its place by now; lazily where it is in use. One that is gone is fine.
+
+    The mount table alone is asked what is where: a file system whose server is dead would not answer.
+
+    Returns:
+        Whether it is still in use, and goes with its last user.
+
+    Raises:
+        MountFailed: the kernel refused, or another mount hides it.
+    """
+    try:
+        _umount(mount, 0)
+    except OSError:
+        try:
+            return _umount(mount, syscalls.MNT_DETACH)
+        except OSError as exc:
+            raise MountFailed("unmount", mount.point, exc) from exc
+    return False
+
+
+def _umount(mount: Mount, flag: int) -> bool:
+    """Unmount; return whether there was anything to unmount."""
+    table = mount_table()
+    if table.get(mount.id) != mount:
+        return False
+    if _reached(table, mount.point) != mount.id:
+        raise OSError(errno.EINVAL, "another mount hides it")
+    syscalls.umount2(os.fsencode(mount.point), syscalls.UMOUNT_NOFOLLOW | flag)
+    return True
+
+
+def _reached(table: dict[int, Mount], point: str) -> int | None:
+    """Return the number of the mount that a lookup of a path without links ends in."""
+    on = {(mount.parent if mount.parent != mount.id else 0, mount.point): mount.id for mount in table.values()}
+    # the root's own parent is out of sight; in a chroot so is the root
+    current = {parent for parent, _ in on if parent not in table}
+    for place in ("/", *(point[:end] for end in range(1, len(point) + 1) if f"{point}/"[end] == "/")):
+        while above := {on[number, place] for number in current if (number, place) in on}:
+            current = above
+    return current.pop() if len(current) == 1 else None

@@ -51,6 +51,22 @@ def delete(db: sqlite3.Connection, plugin_id: str) -> None:
     db.execute("DELETE FROM plugins WHERE id = ?", (plugin_id,))
 
 
+def exists(db: sqlite3.Connection, plugin_id: str) -> bool:
+    """Tell whether there is a record, be it unreadable."""
+    return db.execute("SELECT 1 FROM plugins WHERE id = ?", (plugin_id,)).fetchone() is not None
+
+
+def enabled(db: sqlite3.Connection, plugin_id: str) -> bool:
+    """Tell whether there is a record that wishes the plugin enabled."""
+    row = db.execute("SELECT record FROM plugins WHERE id = ?", (plugin_id,)).fetchone()
+    return row is not None and _DECODER.decode(row[0]).enabled
+
+
+def ids(db: sqlite3.Connection) -> list[str]:
+    """Return the IDs of all plugins, also of those whose record cannot be decoded."""
+    return [row[0] for row in db.execute("SELECT id FROM plugins")]
+
+
 def load(db: sqlite3.Connection) -> list[PluginRecord]:
     """Return all records by name; one that cannot be decoded is logged and left out, and keeps its blobs."""
     records = []

@@ -24,7 +24,22 @@ _FIRST = (
     "CREATE INDEX journal_time ON journal (time_ns)",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST,)
+_SECOND = (
+    # what was last seen of a plugin, beside the record, which holds what is wished (design D2)
+    """CREATE TABLE plugin_status (
+        plugin_id TEXT PRIMARY KEY REFERENCES plugins (id) ON DELETE CASCADE, status BLOB NOT NULL) STRICT""",
+    # who uses a plugin, and how many times
+    """CREATE TABLE plugin_leases (
+        plugin_id TEXT NOT NULL REFERENCES plugins (id) ON DELETE CASCADE, holder TEXT NOT NULL, purpose TEXT NOT NULL,
+        count INTEGER NOT NULL CHECK (count > 0), since_ns INTEGER NOT NULL, expires_ns INTEGER,
+        PRIMARY KEY (plugin_id, holder, purpose)) STRICT, WITHOUT ROWID""",
+    # no reference to a plugin: what is mounted outlives the record until it is unmounted
+    """CREATE TABLE mounts (
+        path TEXT PRIMARY KEY, plugin_id TEXT NOT NULL, mount_id INTEGER NOT NULL, source TEXT NOT NULL,
+        boot TEXT NOT NULL, since_ns INTEGER NOT NULL, trouble TEXT NOT NULL) STRICT, WITHOUT ROWID""",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND)
 """Statements of each step; a step that was released is never changed, only followed by another."""
 
 

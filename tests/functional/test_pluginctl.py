@@ -69,16 +69,17 @@ async def test_ls(ctl: Ctl, folder: Path) -> None:
     """The list is a table with short harmless cells for people, whole facts as JSON lines, or IDs."""
     await ctl("create", "demo", str(folder))
     header, row = (await ctl("ls")).stdout.splitlines()
-    assert header.split() == ["ID", "NAME", "DESCRIPTION", "ENABLED"]
+    assert header.split() == ["ID", "NAME", "DESCRIPTION", "ENABLED", "STATE"]
     facts = json.loads((await ctl("ls", "--format", "json")).stdout)
     assert facts == {
         "ID": facts["ID"],
         "Name": "demo:latest",
         "Description": "a \x1b[31msample",
         "Enabled": False,
+        "State": "stopped",
         "PluginReference": "demo",
     }
-    assert row.split() == [facts["ID"][:12], "demo:latest", "a", "\\u001b[31msample", "false"]
+    assert row.split() == [facts["ID"][:12], "demo:latest", "a", "\\u001b[31msample", "false", "stopped"]
     assert (await ctl("list", "-q", "--no-trunc")).stdout == facts["ID"] + "\n"
     assert (await ctl("ls", "-q", "-f", "enabled=true")).stdout == ""
     assert "invalid filter 'x'" in (await ctl("ls", "-f", "x=1", status=1)).stderr

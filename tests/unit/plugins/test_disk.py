@@ -29,17 +29,15 @@ def make(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("there", [True, False], ids=["plugin", "no-plugin"])
-@pytest.mark.parametrize("left", [True, False], ids=["old-tombstone", "no-tombstone"])
-async def test_burying(disk: Disk, *, there: bool, left: bool) -> None:
-    """Whether or not there is a directory, or a tombstone of an earlier try, nothing of the plugin is left."""
+async def test_burying(disk: Disk, *, there: bool) -> None:
+    """Whether or not there is a directory, nothing of the plugin is left, and nobody else gets its tombstone."""
     path = disk.plugin(ID)
     if there:
         make(path)
-    if left:
-        make(path.with_name(f"{ID}-removing"))
     tombstone = await disk.bury(ID)
     assert (tombstone is not None) == there
     assert not path.exists()
+    assert await disk.bury(ID) is None
     if tombstone is not None:
         assert (tombstone / "gen-1" / "rootfs" / "file").exists()
         await disk.discard(tombstone)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pluginsvc.fsutil import mounts_below
-from pluginsvc.rootfs.mounts import MountFailed, make_shared, unmount, unmount_below
+from pluginsvc.rootfs.mounts import MountFailed, below, family, make_shared, take_off, unmount, unmount_below
 
 pytestmark = pytest.mark.root
 
@@ -92,3 +92,43 @@ def test_a_missing_directory(top: Path) -> None:
     """What cannot be mounted is an error that says what and why."""
     with pytest.raises(MountFailed, match="missing"):
         make_shared(top / "missing")
+
+
+def test_below_tells_what_lies_on_what(top: Path) -> None:
+    """Each mount comes before the one it lies on, whatever their names, and a family is one mount with its own."""
+    tmpfs(top / "a")
+    tmpfs(top / "a")
+    tmpfs(top / "a" / "b")
+    tmpfs(top / "b")
+    found = below(top)
+    order = [mount.id for mount in found]
+    assert all(order.index(mount.id) < order.index(mount.parent) for mount in found if mount.parent in order)
+    upper = next(mount for mount in found if mount.point == str(top / "a"))
+    assert [mount.point for mount in family(found, {upper.id})] == [str(top / "a" / "b"), str(top / "a")]
+    for mount in found:
+        assert take_off(mount) is False
+    assert mounts_below(top) == []
+
+
+def test_take_off_means_that_very_mount(top: Path) -> None:
+    """A mount that is gone is fine, one that came to its place stays, and a hidden one is refused."""
+    tmpfs(top / "a")
+    (first,) = below(top)
+    unmount(top / "a")
+    tmpfs(top / "a")
+    assert take_off(first) is False
+    assert len(mounts_below(top)) == 1
+    (second,) = below(top)
+    tmpfs(top / "a")
+    with pytest.raises(MountFailed, match="another mount hides it"):
+        take_off(second)
+    assert len(mounts_below(top)) == 2
+
+
+def test_take_off_what_is_in_use(top: Path) -> None:
+    """A busy mount is detached, and that is told."""
+    tmpfs(top / "a")
+    (mount,) = below(top)
+    with (top / "a" / "file").open("w"):
+        assert take_off(mount) is True
+        assert mounts_below(top) == []
