@@ -21,10 +21,10 @@ _FOLDERS = ("usr/lib/systemd", f"usr/lib/{parts.TRIPLET}")
 _PROGRAMS = ("systemctl", "journalctl", "systemd-analyze", "systemd-run", "systemd-tmpfiles", "systemd-notify")
 _ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 
-# Arguments: a folder, in which `laid` goes on top of the machine's root; a cgroup; the checkout.
-_BOOT = r"""
+# Arguments: a folder, in which `laid` goes on top of the machine's root; the checkout. The disk is there for as long as
+# this lives: its mounts are in no other namespaces but those of the boots.
+_DISK = r"""
 set -e
-echo 0 >"$2/cgroup.procs"
 mount --make-rprivate /
 mount -t tmpfs tmpfs "$1/disk"
 cd "$1/disk"
@@ -34,10 +34,22 @@ cd root
 rm -rf etc/systemd usr/lib/systemd etc/fstab etc/machine-id var/lib/pluginsvc etc/pluginsvc
 cp -a "$1/laid/." .
 # an overlay shows the file system of / alone, the checkout may lie on another
-[ -e ".$3/.venv" ] || { mkdir -p ".$3"; mount --bind "$3" ".$3"; mount -o remount,bind,ro ".$3"; }
+[ -e ".$2/.venv" ] || { mkdir -p ".$2"; mount --bind "$2" ".$2"; mount -o remount,bind,ro ".$2"; }
+touch "$1/mounted"
+exec sleep infinity
+"""
+
+# Arguments: the same folder; a cgroup.
+_BOOT = r"""
+set -e
+echo 0 >"$2/cgroup.procs"
+mount --make-rprivate /
+cd "$1/disk/root"
 mount -t proc proc proc
 mount --bind proc/sys proc/sys
 mount -o remount,bind,ro proc/sys
+# the machine's own stays the same
+mount --bind "$1/boot-id" proc/sys/kernel/random/boot_id
 mount -t sysfs -o ro sysfs sys
 mount -t tmpfs -o mode=755 tmpfs run
 mount -t tmpfs -o mode=1777 tmpfs tmp
@@ -53,7 +65,7 @@ mount --make-rshared .
 exec unshare --cgroup sh -c '
     mount -t cgroup2 cgroup2 sys/fs/cgroup
     exec setpriv --bounding-set=-sys_module,-sys_time chroot . env -i container=oci /usr/lib/systemd/systemd \
-        --system --unit=basic.target --log-target=auto --show-status=false
+        --system --unit=multi-user.target --log-target=auto --show-status=false
 '
 """
 
@@ -62,13 +74,13 @@ def lay_into(upper: Path) -> None:
     """Copy what booting and asking systemd takes into `upper`, to lie on a root that may have no systemd at all.
 
     About 12 MB. What sets up a machine (disks, kernel modules, sysctls, users) is left out: a boot has nothing to set
-    up, and what it shares with this machine must stay as it is.
+    up, and what it shares with this machine must stay as it is. Nor does it need logins.
     """
     if not has_parts():
         raise parts.MissingPartError("systemd")
     for folder in _FOLDERS:
         shutil.copytree(parts.PARTS / folder, upper / folder, symlinks=True, dirs_exist_ok=True)
-    for unwanted in ("system-generators", "system/sysinit.target.wants"):
+    for unwanted in ("system-generators", "system/sysinit.target.wants", "system/multi-user.target.wants"):
         shutil.rmtree(upper / _FOLDERS[0] / unwanted)
     (upper / "usr/bin").mkdir(parents=True, exist_ok=True)
     for name in _PROGRAMS:
@@ -92,19 +104,62 @@ def cannot_boot() -> str:
 
 
 class Booted:
-    """A systemd that runs; see `booted`.
+    """A systemd that runs, and can be booted again; see `booted`.
 
     Attributes:
         proc: what waits for PID 1; its log is PID 1's console.
         pid: PID 1, as it is called here.
         root: its root directory, as it is reached from here.
+        boot_id: the kernel's ID of this boot, as the system sees it.
 
     """
 
-    def __init__(self, proc: procs.Proc, pid: int) -> None:
-        self.proc = proc
-        self.pid = pid
-        self.root = Path(f"/proc/{pid}/root")
+    proc: procs.Proc
+    pid: int
+    root: Path
+    boot_id: str
+
+    def __init__(self, top: Path, disk: procs.Proc) -> None:
+        self._top = top
+        self._disk = disk
+        self._power = contextlib.ExitStack()
+
+    def boot(self, boot_id: str = "") -> None:
+        """Boot, and return once multi-user.target is reached; half a second.
+
+        The disk is as the last boot left it, all else is new, the boot ID too unless it is given.
+        """
+        self.boot_id = boot_id or str(uuid.uuid4())
+        (self._top / "boot-id").write_text(f"{self.boot_id}\n")
+        words = ["setpriv", "--pdeathsig=KILL", "nsenter", "--target", str(self._disk.pid), "--mount"]
+        words += ["unshare", "--mount", "--pid", "--uts", "--ipc", "--net", "--fork", "--kill-child"]
+        cgroup = self._power.enter_context(_cgroup())
+        self.proc = procs.start([*words, "sh", self._top / "boot", self._top, cgroup], log=self._top / "console")
+        self._power.callback(self.proc.end)
+        # with PID 1 goes all that it has started
+        self._power.callback(self._kill)
+        self.proc.wait_until(lambda: self._children() != [])
+        self.pid = self._children()[0]
+        self.root = Path(f"/proc/{self.pid}/root")
+        self.proc.wait_until(self._answers)
+
+    def cut(self) -> None:
+        """End everything at once, as when the power goes; `boot` boots again."""
+        self._power.close()
+
+    def shut_down(self) -> None:
+        """Stop all units, then end everything, as a reboot begins; `boot` boots again."""
+        self.run("systemctl", "reboot")
+        self.proc.wait()
+        self._power.close()
+
+    def _children(self) -> list[int]:
+        return [int(pid) for pid in Path(f"/proc/{self.proc.pid}/task/{self.proc.pid}/children").read_text().split()]
+
+    def _kill(self) -> None:
+        with contextlib.suppress(OSError):  # it has ended
+            for child in self._children():
+                os.kill(child, signal.SIGKILL)
 
     def run(self, *words: str | Path, check: bool = True, timeout: float = 30.0) -> str:
         """Run a command inside and return what it prints; unless `check` is off it must end with 0."""
@@ -144,12 +199,12 @@ class Booted:
         # before this PID 1 has a root of its own, `systemctl` would ask the machine's
         if self.processes().get(1) != "systemd":
             return False
-        return self.run("systemctl", "is-active", "basic.target", check=False) == "active\n"
+        return self.run("systemctl", "is-active", "multi-user.target", check=False) == "active\n"
 
 
 @contextmanager
 def booted(top: Path, fill: Callable[[Path], None]) -> Iterator[Booted]:
-    """Boot a systemd for the length of a `with` block, entered once basic.target is reached; half a second.
+    """Boot a systemd for the length of a `with` block.
 
     Args:
         top: an empty folder to work in.
@@ -162,23 +217,17 @@ def booted(top: Path, fill: Callable[[Path], None]) -> Iterator[Booted]:
     (laid / "etc/machine-id").write_text(f"{uuid.uuid4().hex}\n")
     fill(laid)
     (top / "disk").mkdir()
+    (top / "mount").write_text(_DISK)
     (top / "boot").write_text(_BOOT)
-    with _cgroup() as cgroup:
-        words = ["setpriv", "--pdeathsig=KILL", "unshare", "--mount", "--pid", "--uts", "--ipc", "--net"]
-        words += ["--fork", "--kill-child", "sh"]
-        proc = procs.start([*words, top / "boot", top, cgroup, parts.PROJECT], log=top / "console")
-        children = Path(f"/proc/{proc.pid}/task/{proc.pid}/children")
+    words: list[str | Path] = ["setpriv", "--pdeathsig=KILL", "unshare", "--mount", "sh", top / "mount"]
+    words += [top, parts.PROJECT]
+    with procs.running(words, log=top / "console", answers=(top / "mounted").exists) as disk:
+        system = Booted(top, disk)
         try:
-            proc.wait_until(lambda: children.read_text() != "")
-            system = Booted(proc, int(children.read_text()))
-            proc.wait_until(system._answers)
+            system.boot()
             yield system
         finally:
-            # with PID 1 goes all that it has started
-            with contextlib.suppress(OSError):  # it has ended
-                for child in children.read_text().split():
-                    os.kill(int(child), signal.SIGKILL)
-            proc.end()
+            system.cut()
 
 
 def _cgroup_root() -> Path | None:
@@ -194,7 +243,7 @@ def _cgroup() -> Iterator[Path]:
     """Make a cgroup for the length of a `with` block, after which it has to be without processes."""
     root = _cgroup_root()
     assert root
-    cgroup = root / f"pluginsvc-test-{uuid.uuid4().hex[:12]}"
+    cgroup = root / f"test-systemd-{uuid.uuid4().hex[:12]}"
     cgroup.mkdir()
     try:
         yield cgroup

@@ -20,10 +20,32 @@ from tests.support import parts, systemd
 from tests.support.daemon import PROGRAM
 from tests.support.docker_cli import DockerCLI, docker_clis
 from tests.support.systemd import Booted
+from tests.support.wire import Api, Connection
 
 UNITS = parts.PROJECT / "systemd"
 SERVICE, SOCKET = "pluginsvc.service", "pluginsvc.socket"
 SETTINGS = "etc/pluginsvc/pluginsvc.toml"
+PYTHON = PROGRAM.with_name("python")
+
+# A daemon whose loop can be made to hang, and nothing else of it: a signal's handler runs in the main thread.
+HANGING = """\
+import signal, time
+from pluginsvc.__main__ import main
+signal.signal(signal.SIGUSR2, lambda *_: time.sleep(15))
+main()
+"""
+
+# A unit that can do nothing without a plugin.
+NEEDY = """\
+[Unit]
+Requires={service}
+After={service}
+[Service]
+Type=oneshot
+ExecStart={python} -c 'import socket; socket.socket(socket.AF_UNIX).connect("{socket}")'
+[Install]
+WantedBy=multi-user.target
+"""
 
 # systemd.exec(5): what gives a unit a mount namespace of its own, some of it with certain values only. None is wanted.
 OWN_MOUNTS = re.compile(
@@ -50,11 +72,16 @@ class Plugin:
             return 0
         return pid if pid in self.system.processes() else 0
 
-    def kill(self) -> None:
-        """Kill its process, wherever the daemon is."""
+    def signal(self, name: str) -> None:
+        """Send a signal to its process, wherever the daemon is."""
         pid = self.pid
         assert pid  # 0 would be our own process group
-        self.system.run("sh", "-c", f"kill -s KILL {pid}")
+        self.system.run("sh", "-c", f"kill -s {name} {pid}")
+
+    def kill(self) -> None:
+        """Kill its process, and wait until it is gone."""
+        pid = self.pid
+        self.signal("KILL")
         self.system.proc.wait_until(lambda: self.pid != pid)
 
     def call(self, method: str, **arguments: str) -> dict[str, Any]:
@@ -79,9 +106,10 @@ def lay(root: Path) -> None:
         shutil.copy(UNITS / unit, root / "usr/lib/systemd/system")
     (root / SETTINGS).parent.mkdir()
     shutil.copy(parts.PROJECT / "config/pluginsvc.toml", root / SETTINGS)
-    program = root / "usr/bin/pluginsvc"
-    program.write_text(f'#!/bin/sh\nexec {PROGRAM} "$@"\n')
-    program.chmod(0o755)
+    for name, text in ("pluginsvc", f'#!/bin/sh\nexec {PROGRAM} "$@"\n'), ("hanging", f"#!{PYTHON}\n{HANGING}"):
+        program = root / "usr/bin" / name
+        program.write_text(text)
+        program.chmod(0o755)
 
 
 @pytest.fixture(scope="module")
@@ -107,22 +135,50 @@ def system(machine: Booted) -> Iterator[Booted]:
 @pytest.fixture
 def docker(machine: Booted, tmp_path: Path) -> Callable[..., str]:
     """Give a function that runs the docker CLI against the booted daemon and returns what it prints."""
-    cli = DockerCLI(docker_clis()[-1], f"unix://{machine.root}/run/pluginsvc/pluginsvc.sock", tmp_path)
 
     def run(*words: str) -> str:
+        cli = DockerCLI(docker_clis()[-1], f"unix://{machine.root}/run/pluginsvc/pluginsvc.sock", tmp_path)
         return cli.run(*words, check=True).stdout.strip()
 
     return run
 
 
 @pytest.fixture
-def plugin(system: Booted, docker: Callable[..., str], folder: Callable[..., Path]) -> Iterator[Plugin]:
-    """Create and enable a plugin, and remove it after the test."""
-    docker("plugin", "create", "p", str(folder()))
-    docker("plugin", "enable", "p")
-    yield Plugin(system, "p", docker("plugin", "inspect", "--format", "{{.Id}}", "p"))
+def add(system: Booted, docker: Callable[..., str], folder: Callable[..., Path]) -> Iterator[Callable[..., Plugin]]:
+    """Give a function that creates a plugin, sets settings and enables it; all are removed after the test."""
+    names: list[str] = []
+
+    def make(name: str, *settings: str) -> Plugin:
+        docker("plugin", "create", name, str(folder()))
+        names.append(name)
+        if settings:
+            docker("plugin", "set", name, *settings)
+        docker("plugin", "enable", name)
+        return Plugin(system, name, docker("plugin", "inspect", "--format", "{{.Id}}", name))
+
+    yield make
     system.run("systemctl", "start", SERVICE)
-    docker("plugin", "rm", "-f", "p")
+    if names:
+        docker("plugin", "rm", "-f", *names)
+
+
+@pytest.fixture
+def plugin(add: Callable[..., Plugin]) -> Plugin:
+    """Give an enabled plugin."""
+    return add("p")
+
+
+@pytest.fixture
+def configure(system: Booted) -> Iterator[Callable[[str], None]]:
+    """Give a function that starts the daemon again with another configuration; it gets its own back after the test."""
+    before = (system.root / SETTINGS).read_text()
+
+    def use(text: str) -> None:
+        (system.root / SETTINGS).write_text(text)
+        system.run("systemctl", "restart", SERVICE)
+
+    yield use
+    use(before)
 
 
 def main_pid(system: Booted) -> int:
@@ -147,25 +203,6 @@ def test_analyze(machine: Booted) -> None:
     assert not machine.run("systemd-analyze", "verify", SERVICE, SOCKET)
     rated = machine.run("systemd-analyze", "security", "--offline=true", f"/usr/lib/systemd/system/{SERVICE}")
     assert f"Overall exposure level for {SERVICE}" in rated
-
-
-def test_active_means_ready(system: Booted, docker: Callable[..., str], plugin: Plugin) -> None:
-    """The service becomes active only after READY, which waits for a plugin that takes its time to start."""
-    docker("plugin", "disable", "p")
-    docker("plugin", "set", "p", "FAULT=slow:1500")
-    docker("plugin", "enable", "p")
-    system.run("systemctl", "stop", SERVICE)
-    plugin.kill()
-    # what a reboot would take: without it the daemon finds an instance that has ended, and is ready at once
-    system.proc.wait_until(lambda: "conmon" not in system.processes().values())
-    system.run("rm", "-r", "/run/pluginsvc/instances")
-    system.run("systemctl", "start", SERVICE)
-    assert plugin.call("Plugin.Activate") == {"Implements": ["VolumeDriver"]}
-    started, active = (
-        int(system.show(SERVICE, f"{name}TimestampMonotonic")) for name in ("ExecMainStart", "ActiveEnter")
-    )
-    assert active - started > 1_500_000
-    assert system.show(SERVICE, "StatusText") == "1 plugins, 1 enabled"
 
 
 def test_propagated_mount_reaches_the_host(system: Booted, plugin: Plugin) -> None:
@@ -195,7 +232,7 @@ def test_restart(system: Booted, docker: Callable[..., str], plugin: Plugin) -> 
 def test_killed_daemon_comes_back(system: Booted, docker: Callable[..., str], plugin: Plugin) -> None:
     """A daemon that is killed is started again, and finds its plugin as it was."""
     pid, daemon = plugin.pid, main_pid(system)
-    system.run("systemctl", "kill", "--kill-who=main", "--signal=KILL", SERVICE)
+    system.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", SERVICE)
     system.proc.wait_until(lambda: replaced(system, daemon))
     assert system.show(SERVICE, "NRestarts") == "1"
     assert plugin.pid == pid
@@ -239,7 +276,7 @@ def test_reload(system: Booted, docker: Callable[..., str]) -> None:
     # a signal from elsewhere is no job of systemd's: that it was a reload, only the daemon can have told
     settings.write_text('insecure-registries = ["two.test:5000"]\n')
     before = system.show(SERVICE, "StateChangeTimestampMonotonic")
-    system.run("systemctl", "kill", "--kill-who=main", "--signal=HUP", SERVICE)
+    system.run("systemctl", "kill", "--kill-whom=main", "--signal=HUP", SERVICE)
     system.proc.wait_until(lambda: system.show(SERVICE, "StateChangeTimestampMonotonic") != before)
     system.proc.wait_until(lambda: system.show(SERVICE, "ActiveState") == "active")
     assert "two.test" in insecure()
@@ -247,11 +284,13 @@ def test_reload(system: Booted, docker: Callable[..., str]) -> None:
 
 
 def test_watchdog(system: Booted, docker: Callable[..., str], plugin: Plugin) -> None:
-    """A daemon that works gives signs of life, one that hangs is replaced; its plugin does not notice."""
+    """A daemon that works gives signs of life, one whose loop hangs is replaced; its plugin does not notice."""
     drop_in = system.root / f"run/systemd/system/{SERVICE}.d/watchdog.conf"
     drop_in.parent.mkdir(parents=True)
     # it is made to abort, and the machine collects no core of that
-    drop_in.write_text("[Service]\nWatchdogSec=2\nLimitCORE=0\n")
+    drop_in.write_text(
+        "[Service]\nWatchdogSec=2\nLimitCORE=0\nExecStart=\nExecStart=/usr/bin/hanging serve --host fd://\n"
+    )
     try:
         system.run("systemctl", "daemon-reload")
         system.run("systemctl", "restart", SERVICE)
@@ -259,14 +298,138 @@ def test_watchdog(system: Booted, docker: Callable[..., str], plugin: Plugin) ->
         first = system.show(SERVICE, "WatchdogTimestampMonotonic")
         system.proc.wait_until(lambda: system.show(SERVICE, "WatchdogTimestampMonotonic") != first)
         assert main_pid(system) == daemon
-        system.run("systemctl", "kill", "--kill-who=main", "--signal=STOP", SERVICE)
+        hung = int(time.time())
+        system.run("systemctl", "kill", "--kill-whom=main", "--signal=USR2", SERVICE)
         system.proc.wait_until(lambda: replaced(system, daemon))
+        assert "Watchdog timeout" in system.run("journalctl", f"--since=@{hung}", f"--unit={SERVICE}")
         assert system.show(SERVICE, "NRestarts") == "1"
         assert plugin.pid == pid
         assert docker("plugin", "ls", "--format", "{{.Name}} {{.Enabled}}") == "p:latest true"
+        # it is watched again
+        plugin.kill()
+        system.proc.wait_until(lambda: plugin.pid not in {0, pid})
     finally:
         shutil.rmtree(drop_in.parent)
         system.run("systemctl", "daemon-reload")
+        system.run("systemctl", "restart", SERVICE)
+
+
+@pytest.mark.parametrize("how", ["reboot", "power cut"])
+def test_reboot(system: Booted, add: Callable[..., Plugin], how: str) -> None:
+    """After a reboot wished plugins are up before units ordered after ours start; what cannot start holds up nobody."""
+    (system.root / "run/seed").mkdir(exist_ok=True)
+    # the first listens late, the second lacks something after the reboot, the third has ended and is not started again
+    plugin, broken, ended = add("p", "FAULT=slow:1000"), add("broken", "seed.source=/run/seed"), add("ended")
+    Api(system.root / "run/pluginsvc/pluginsvc.sock").ok(
+        "POST", "/pluginsvc/v1/plugins/ended/update", document={"restart": "no"}
+    )
+    ended.kill()
+    address = f"/run/pluginsvc/plugins/{plugin.plugin_id}/sample.sock"
+    unit = NEEDY.format(service=SERVICE, python=PYTHON, socket=address)
+    (system.root / "usr/lib/systemd/system/needy.service").write_text(unit)
+    system.run("systemctl", "enable", SERVICE, "needy.service")
+    system.run("systemctl", "restart", SERVICE)
+    assert [each.pid != 0 for each in (plugin, broken, ended)] == [True, True, False]
+
+    if how == "power cut":
+        system.cut()
+    else:
+        system.shut_down()
+    system.boot()
+
+    assert system.show("needy.service", "ExecMainStatus") == "0"
+    started, ready, needed = (
+        int(system.show(unit, f"{name}TimestampMonotonic"))
+        for unit, name in ((SERVICE, "ExecMainStart"), (SERVICE, "ActiveEnter"), ("needy.service", "ExecMainStart"))
+    )
+    assert started + 1_000_000 < ready <= needed
+    assert ready < started + 9_000_000
+    assert system.show(SERVICE, "StatusText").startswith("3 plugins")
+    assert plugin.call("Plugin.Activate") == {"Implements": ["VolumeDriver"]}
+    assert [each.pid != 0 for each in (plugin, broken, ended)] == [True, False, True]
+    # the wish stands, so what was lacking may come late
+    (system.root / "run/seed").mkdir()
+    system.proc.wait_until(lambda: broken.pid != 0)
+    system.run("systemctl", "disable", "needy.service")
+
+
+def test_reboot_without_a_new_boot_id(system: Booted, plugin: Plugin) -> None:
+    """Where the kernel goes on, as below a container that is booted again, wished plugins are up again all the same."""
+    system.run("systemctl", "enable", SERVICE)
+    system.shut_down()
+    system.boot(system.boot_id)
+    assert plugin.call("Plugin.Activate") == {"Implements": ["VolumeDriver"]}
+    assert system.show(SERVICE, "ActiveState") == "active"
+
+
+def test_plugins_stop_before_the_machine(
+    system: Booted, configure: Callable[[str], None], add: Callable[..., Plugin]
+) -> None:
+    """When the machine goes down plugins are stopped, or one that heeds no TERM would hold that up for 90 s."""
+    configure("stop-timeout = 0.5\n")
+    plugin = add("p", "FAULT=hang")
+    system.run("systemctl", "enable", SERVICE)
+    system.shut_down()
+    system.boot()
+    assert plugin.pid
+
+
+def test_stop_takes_plugins_along(system: Booted, add: Callable[..., Plugin], configure: Callable[[str], None]) -> None:
+    """Told to stop plugins too, a stop ends even those that heed no TERM, side by side within one deadline."""
+    configure('shutdown = "stop"\nshutdown-timeout = 4\n')
+    plugins = [add(name) for name in ("p", "q", "r")]
+    plugins[0].call("VolumeDriver.Create", Name="data")
+    plugins[0].call("VolumeDriver.Mount", Name="data", ID="x")
+    # who is stopped heeds no TERM
+    for plugin in plugins:
+        plugin.signal("STOP")
+    began = time.monotonic()
+    system.run("systemctl", "stop", SERVICE)
+    took = time.monotonic() - began
+    assert [plugin.pid for plugin in plugins] == [0, 0, 0]
+    # half of the deadline is for TERM, so it would not do for one after the other
+    assert 1.5 < took < 4.0
+    assert system.show(SERVICE, "Result") == "success"
+    assert "conmon" not in system.processes().values()
+    assert not [point for point in system.mounts() if "pluginsvc" in point]
+    system.run("systemctl", "start", SERVICE)
+    assert 0 not in [plugin.pid for plugin in plugins]
+
+
+def test_second_term_hurries(system: Booted, plugin: Plugin, configure: Callable[[str], None]) -> None:
+    """A second TERM ends a stop at once that would wait for a plugin."""
+    configure('shutdown = "stop"\n')
+    plugin.signal("STOP")
+    pid = plugin.pid
+    began = time.monotonic()
+    system.run("systemctl", "stop", "--no-block", SERVICE)
+    system.proc.wait_until(lambda: system.show(SERVICE, "StatusText") == "shutting down")
+    assert plugin.pid == pid
+    system.run("systemctl", "kill", "--kill-whom=main", "--signal=TERM", SERVICE)
+    system.proc.wait_until(lambda: system.show(SERVICE, "ActiveState") == "inactive")
+    # a plugin gets 10 s by default
+    assert time.monotonic() - began < 5.0
+    assert not plugin.pid
+    assert system.show(SERVICE, "Result") == "success"
+
+
+def test_second_term_hurries_who_disables(system: Booted, plugin: Plugin) -> None:
+    """A second TERM also ends a wait for a plugin that began before the stop, and the disable is done."""
+    api = system.root / "run/pluginsvc/pluginsvc.sock"
+    plugin.signal("STOP")
+    connection = Connection(api)
+    connection.request("POST", "/plugins/p/disable")
+    system.proc.wait_until(lambda: Api(api).ok("GET", "/pluginsvc/v1/plugins/p/json")["State"] == "stopping")
+    began = time.monotonic()
+    system.run("systemctl", "stop", "--no-block", SERVICE)
+    system.proc.wait_until(lambda: system.show(SERVICE, "StatusText") == "shutting down")
+    system.run("systemctl", "kill", "--kill-whom=main", "--signal=TERM", SERVICE)
+    system.proc.wait_until(lambda: system.show(SERVICE, "ActiveState") == "inactive")
+    connection.close()
+    assert time.monotonic() - began < 5.0
+    system.run("systemctl", "start", SERVICE)
+    assert not plugin.pid
+    assert not Api(api).plugins()[0]["Enabled"]
 
 
 def test_stop(system: Booted, docker: Callable[..., str], folder: Callable[..., Path]) -> None:
