@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from pluginsvc.errors import InvalidParameter
+from pluginsvc.model.options import Options
 
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=64)]
@@ -43,13 +44,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_concurrent_downloads: Count = 3
     max_concurrent_uploads: Count = 5
     gzip_level: Annotated[int, msgspec.Meta(ge=0, le=3)] = 2
-    live_restore: bool = True
+    shutdown: Literal["keep", "stop"] = "keep"
     stop_timeout: Seconds = 10.0
     shutdown_timeout: Seconds = 15.0
+    plugin_log_size: Annotated[int, msgspec.Meta(ge=65_536)] = 10 * 1024 * 1024
+    plugin_log_files: Annotated[int, msgspec.Meta(ge=2, le=100)] = 3
     gc_interval: Annotated[float, msgspec.Meta(ge=1)] = 3600.0
     journal_events: Annotated[int, msgspec.Meta(ge=256)] = 100_000
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
+    plugins: Options = Options()
 
 
 RELOADABLE = frozenset({"log_level", "insecure_registries", "registry_mirrors"})

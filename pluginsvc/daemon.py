@@ -39,6 +39,7 @@ from pluginsvc.model.event import Event
 from pluginsvc.plugins.disk import Disk
 from pluginsvc.plugins.inventory import Inventory
 from pluginsvc.plugins.manager import Manager
+from pluginsvc.plugins.mounts import Ledger
 from pluginsvc.plugins.parts import Parts, end_leases
 from pluginsvc.plugins.supervise import Supervisor
 from pluginsvc.registry.client import Registry
@@ -55,6 +56,8 @@ _log = structlog.get_logger()
 READY_WITHIN = 10.0
 """Longest wait for wished plugins before the daemon calls itself ready, in seconds (design §3)."""
 PRUNE_EVERY = 600.0
+_KILL_SECONDS = 2.0
+"""What is kept of the time to shut down for plugins that do not heed TERM."""
 _USER_AGENT = f"pluginsvc/{package_version('pluginsvc')}"
 
 
@@ -115,6 +118,7 @@ class _Daemon:
         self._reload = reload
         self._notifier = Notifier()
         self._stop = anyio.Event()
+        self._hurry = anyio.Event()
         self._ready = False
 
     async def run(self, inherited: list[int]) -> None:
@@ -146,11 +150,14 @@ class _Daemon:
                 conmon=settings.conmon,
                 run_root=Path(settings.run_root),
                 log_root=disk.logs,
+                log_size=settings.plugin_log_size,
+                log_files=settings.plugin_log_files,
             )
             parts = Parts(
                 database=database,
                 store=store,
                 disk=disk,
+                mounts=Ledger(database, disk),
                 inventory=Inventory(),
                 registry=registry,
                 puller=Puller(store, lease=partial(_lease, database), limit=settings.max_concurrent_downloads),
@@ -160,6 +167,8 @@ class _Daemon:
                 gzip_level=settings.gzip_level,
                 uploads=settings.max_concurrent_uploads,
                 stop_grace=settings.stop_timeout,
+                hurry=self._hurry,
+                defaults=settings.plugins,
                 ended=ended,
             )
             facts = await to_thread.run_sync(_facts, settings)
@@ -176,9 +185,13 @@ class _Daemon:
             async with JobGroup().opened() as jobs:
                 manager = Manager(parts, supervisor, collector, jobs, services)
                 wished = await manager.restore()
+                services.start_soon(parts.mounts.serve)
                 services.start_soon(collector.serve)
                 app = make_app(manager=manager, system=facts, events=partial(follow, database, bus))
-                async with serve(app, _listeners(settings, inherited), grace=settings.shutdown_timeout) as addresses:
+                stops = settings.shutdown == "stop"
+                grace = settings.shutdown_timeout / 2 if stops else settings.shutdown_timeout
+                listeners = _listeners(settings, inherited)
+                async with serve(app, listeners, grace=grace, hurry=self._hurry) as addresses:
                     await self._wait_for(wished)
                     self._ready = True
                     self._notifier.ready(f"{len(parts.inventory)} plugins, {len(wished)} enabled")
@@ -189,10 +202,13 @@ class _Daemon:
                         seconds=round(anyio.current_time() - started, 3),
                     )
                     await self._stop.wait()
+                    services.start_soon(self._hurry_up)
                     self._notifier.stopping()
                     _log.info("daemon.stopping")
+                    # nobody keeps plugins over that, and now there still is the network that their storage needs
+                    stops = stops or await to_thread.run_sync(self._notifier.machine_stops)
             bus.close()
-            if not settings.live_restore:
+            if stops:
                 await supervisor.stop_all()
             services.cancel_scope.cancel()
         _log.info("daemon.stopped")
@@ -228,6 +244,8 @@ class _Daemon:
                     await self._take_over(registry, facts)
                     if self._ready:
                         self._notifier.ready("configuration read again")
+                elif self._stop.is_set():
+                    self._hurry.set()
                 else:
                     self._stop.set()
 
@@ -250,6 +268,10 @@ class _Daemon:
         self._settings = msgspec.structs.replace(
             self._settings, **{field: getattr(fresh, field) for field in RELOADABLE}
         )
+
+    async def _hurry_up(self) -> None:
+        await anyio.sleep(self._settings.shutdown_timeout - _KILL_SECONDS)
+        self._hurry.set()
 
     async def _feed_watchdog(self, interval: float) -> None:
         async for _ in every(interval):
@@ -291,7 +313,7 @@ def _facts(settings: Settings) -> SystemFacts:
         insecure=settings.insecure_registries,
         mirrors=settings.registry_mirrors,
         debug=settings.log_level == "debug",
-        live_restore=settings.live_restore,
+        live_restore=settings.shutdown == "keep",
     )
 
 

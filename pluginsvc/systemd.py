@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import time
 
 _FIRST_FD = 3
+_ASK_SECONDS = 2.0
 
 
 class Notifier:
@@ -45,6 +47,19 @@ class Notifier:
     def stopping(self) -> None:
         """Say that the daemon is going down."""
         self.send("STOPPING=1", "STATUS=shutting down")
+
+    def machine_stops(self) -> bool:
+        """Tell whether the machine is going down, and not the daemon alone. Blocks, for two seconds at most."""
+        if not self._address:
+            return False
+        words = ["systemctl", "is-system-running"]
+        try:
+            done = subprocess.run(
+                words, stdin=subprocess.DEVNULL, capture_output=True, timeout=_ASK_SECONDS, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return False
+        return done.stdout.strip() == b"stopping"
 
     def alive(self) -> None:
         """Feed the watchdog."""

@@ -15,7 +15,9 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from pluginsvc.api.events import EventStreams, Follow
 from pluginsvc.api.handlers import Manager, PluginHandlers
+from pluginsvc.api.leases import LeaseHandlers
 from pluginsvc.api.listeners import BACKLOG, Bound, Listener, bind
+from pluginsvc.api.logs import OutputHandlers
 from pluginsvc.api.middleware import Edge, make_edge, request_factory
 from pluginsvc.api.native import NativeHandlers
 from pluginsvc.api.routing import Route, Router
@@ -29,11 +31,13 @@ class Api:
     Attributes:
         edge: answers requests.
         streams: the event streams that are open.
+        output: the streams of plugins' output that are open.
         listening: the addresses it is served on, as URIs.
     """
 
     edge: Edge
     streams: EventStreams
+    output: OutputHandlers
     listening: list[str]
 
 
@@ -60,15 +64,17 @@ def make_app(*, manager: Manager, system: SystemFacts, events: Follow) -> Api:
         events: gives the event streams.
     """
     listening: list[str] = []
-    streams = EventStreams(events)
+    streams, output = EventStreams(events), OutputHandlers(manager)
     routes = [
         *PluginHandlers(manager).routes(),
         *SystemHandlers(manager, system, listening=listening, event_streams=streams).routes(),
         *NativeHandlers(manager).routes(),
+        *LeaseHandlers(manager).routes(),
+        *output.routes(),
         Route("GET", "/events", streams.serve),
     ]
     router = Router(routes, options=nothing, unsupported=(_CHANGES_ELSEWHERE, unsupported))
-    return Api(make_edge(router, f"Docker/{system.engine_version} (linux)"), streams, listening)
+    return Api(make_edge(router, f"Docker/{system.engine_version} (linux)"), streams, output, listening)
 
 
 class _Forward(logging.Handler):
@@ -92,16 +98,27 @@ def _http_logger() -> logging.Logger:
     return logger
 
 
+async def _cut_short(hurry: anyio.Event, server: web.Server) -> None:
+    """Break all connections once there is no more time: their handlers are cancelled by that."""
+    await hurry.wait()
+    for connection in list(server.connections):
+        if connection.transport is not None:
+            connection.transport.abort()
+
+
 @asynccontextmanager
-async def serve(app: Api, listeners: Iterable[Listener], *, grace: float = 10.0) -> AsyncIterator[list[str]]:
+async def serve(
+    app: Api, listeners: Iterable[Listener], *, grace: float = 10.0, hurry: anyio.Event | None = None
+) -> AsyncIterator[list[str]]:
     """Serve ``app`` while the block runs.
 
-    On the way out no new connection is taken, event streams end, and handlers may finish.
+    On the way out no new connection is taken, streams without end are ended, and handlers may finish.
 
     Args:
         app: from ``make_app``.
         listeners: where; all are opened before the first is served.
         grace: seconds handlers may take to finish before they are cancelled, and again to end after that.
+        hurry: set when they get no more time.
 
     Yields:
         The addresses, as URIs, with the ports they really got.
@@ -138,7 +155,12 @@ async def serve(app: Api, listeners: Iterable[Listener], *, grace: float = 10.0)
                 for site in runner.sites:
                     await site.stop()
                 app.streams.close()
-                await runner.cleanup()
+                app.output.close()
+                async with anyio.create_task_group() as group:
+                    if hurry is not None:
+                        group.start_soon(_cut_short, hurry, server)
+                    await runner.cleanup()
+                    group.cancel_scope.cancel()
             finally:
                 for each in bound:
                     await anyio.to_thread.run_sync(each.remove)

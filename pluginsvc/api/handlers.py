@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from typing import Protocol
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from typing import Any, Protocol
 
+import msgspec
 from aiohttp import web
 
 from pluginsvc.api import params
@@ -15,6 +16,9 @@ from pluginsvc.api.stream import Sink, stream
 from pluginsvc.model.auth import Credentials, RegistryAccess
 from pluginsvc.model.digest import Digest
 from pluginsvc.model.filters import parse_filters
+from pluginsvc.model.lease import PluginLease
+from pluginsvc.model.options import Options
+from pluginsvc.model.output import Form, Top, Wanted
 from pluginsvc.model.privilege import Privilege
 from pluginsvc.model.reference import Reference
 
@@ -83,8 +87,28 @@ class Manager(Protocol):
         """Change settings."""
         ...
 
+    def summaries(self) -> Sequence[msgspec.Struct]:
+        """Return what each plugin does."""
+        ...
+
+    async def describe(self, name: str) -> msgspec.Struct:
+        """Return all of a plugin that Docker has no word for."""
+        ...
+
+    def logs(self, name: str, wanted: Wanted, form: Form) -> AsyncGenerator[bytes, None]:
+        """Yield what a plugin prints; only the iteration waits, what is wrong with the name is told at once."""
+        ...
+
+    async def top(self, name: str) -> Top:
+        """Return the processes of a plugin."""
+        ...
+
+    async def update(self, name: str, changes: dict[str, Any]) -> Options:
+        """Change options of a plugin and return all that count."""
+        ...
+
     async def enable(self, name: str, *, timeout: int) -> None:
-        """Start; ``timeout`` in seconds, for calls to the plugin."""
+        """Start; ``timeout`` in seconds, to wait, and for calls to the plugin."""
         ...
 
     async def disable(self, name: str, *, force: bool) -> None:
@@ -101,6 +125,24 @@ class Manager(Protocol):
 
     async def disk_usage(self) -> dict[str, int]:
         """Return sizes in bytes, under ``layers`` that of all blobs."""
+        ...
+
+    async def leases(self, name: str) -> Sequence[PluginLease]:
+        """Return who uses a plugin."""
+        ...
+
+    async def acquire(
+        self, name: str, *, holder: str, purpose: str, seconds: float | None, capability: str
+    ) -> PluginLease:
+        """Take a lease on an enabled plugin that provides ``capability``, unless that is empty."""
+        ...
+
+    async def release(self, name: str, *, holder: str, purpose: str | None, everything: bool) -> int:
+        """Give back one lease, or all, and return how many are left."""
+        ...
+
+    async def mounts(self) -> Sequence[msgspec.Struct]:
+        """Return every mount that the daemon has made."""
         ...
 
     async def collect(self, *, dry_run: bool) -> Collected:

@@ -21,7 +21,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     """One change of one plugin.
 
     Attributes:
-        action: ``create pull upgrade set enable disable push remove exit restart``.
+        action: ``create pull upgrade set update enable disable push remove exit restart health_status``.
         plugin_id: 64 hex digits.
         plugin_name: familiar local name with tag.
         attributes: more facts, all text.

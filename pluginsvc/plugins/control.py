@@ -6,14 +6,20 @@ Every function here runs in a job that holds the plugin's lock.
 from __future__ import annotations
 
 import sqlite3
+import time
 from pathlib import Path
+from typing import Any
 
 import anyio
 import msgspec
 import structlog
 
 from pluginsvc.errors import Conflict, PluginsvcError
+from pluginsvc.fsutil import boot_id
 from pluginsvc.model.event import EngineView
+from pluginsvc.model.lifecycle import State, Status
+from pluginsvc.model.options import Options, changed
+from pluginsvc.plugins import usage
 from pluginsvc.plugins.inventory import Entry
 from pluginsvc.plugins.parts import CLEANUP_SECONDS, Parts, lifecycle
 from pluginsvc.plugins.settings import apply_settings
@@ -55,39 +61,47 @@ async def enable(parts: Parts, supervisor: Supervisor, job: Job, entry: Entry, *
         job: to mark the commit.
         entry: the plugin as it stands.
         typed: what the caller called it; the Engine's event repeats it.
-        timeout: seconds for calls to the plugin, and to wait if that is more than Moby's 12.5.
+        timeout: seconds to wait, and for calls to the plugin; 0 or less: as the plugin's options say, or Moby's 12.5.
     """
     record = entry.record
     require_disabled(entry, f"plugin already enabled: plugin {record.name} is enabled")
     try:
-        instance = await supervisor.start(entry, timeout)
+        instance = await supervisor.start(entry, max(0, timeout), reason="enabled")
         with job.commit():
             # as it stands now: the start may have rebuilt the rootfs
             record = parts.inventory.get(record.id).record
             record = msgspec.structs.replace(record, enabled=True, timeout=max(0, timeout))
             view = EngineView(actor=record.id, name=typed)
-            await parts.save(record, entry.config, lifecycle("enable", record, view))
+            status = _moved(parts, record.id, "running", "enabled", restarts=0, failures=0)
+            await parts.save(record, entry.config, lifecycle("enable", record, view), status=status)
             supervisor.watch(record.id, instance)
-    except BaseException:
+    except BaseException as exc:
         # the wish was not saved: what runs must not outlive it
         with anyio.move_on_after(parts.stop_grace + CLEANUP_SECONDS, shield=True):
             await _clear(supervisor, entry)
+            if parts.inventory.status(record.id).state == "starting":
+                why = str(exc).partition("\n")[0] or "interrupted"
+                await parts.arrive(record.id, "stopped", f"could not be enabled: {why}")
         raise
 
 
-async def disable(parts: Parts, supervisor: Supervisor, job: Job, entry: Entry, *, typed: str) -> None:
+async def disable(parts: Parts, supervisor: Supervisor, job: Job, entry: Entry, *, typed: str, force: bool) -> None:
     """Stop a plugin and take back the wish."""
     record = entry.record
     if not record.enabled:
         raise WrongState(f"plugin is already disabled: plugin {record.name} found but disabled")
+    if not force:
+        await usage.require_unused(parts, entry)
     with job.commit():
         await supervisor.release(record.id)
         try:
+            supervisor.show(record.id, "stopping", "disabled")
             await _clear(supervisor, entry)
             # as it stands now: a start may have rebuilt the rootfs
             record = msgspec.structs.replace(parts.inventory.get(record.id).record, enabled=False)
             event = lifecycle("disable", record, EngineView(actor=record.id, name=typed))
-            await parts.save(record, entry.config, event)
+            status = _moved(parts, record.id, "stopped", "disabled")
+            await parts.save(record, entry.config, event, status=status)
         except Exception:
             # the wish stands, so somebody must go on fulfilling it
             supervisor.watch(record.id, None)
@@ -107,6 +121,7 @@ async def remove(
     """
     record = entry.record
     if not force:
+        await usage.require_unused(parts, entry)
         require_disabled(entry, f"plugin {record.name} is enabled")
 
     def work(db: sqlite3.Connection) -> None:
@@ -116,14 +131,42 @@ async def remove(
     with job.commit():
         await supervisor.release(record.id)
         try:
+            if record.enabled:
+                supervisor.show(record.id, "stopping", "removed")
             await _clear(supervisor, entry)
+            supervisor.show(record.id, "removing", "removed")
             await parts.database.write(work)
         except Exception:
             if record.enabled:
                 supervisor.watch(record.id, None)
+            elif parts.inventory.status(record.id).state == "removing":
+                supervisor.show(record.id, "stopped", "could not be removed")
             raise
         parts.inventory.drop(record.id)
-        return await parts.disk.bury(record.id)
+        return await parts.mounts.bury(record.id)
+
+
+async def update(parts: Parts, job: Job, entry: Entry, changes: dict[str, Any]) -> Options:
+    """Change a plugin's options, running or not, and return those that count now.
+
+    How it is restarted changes at once, everything else with its next start.
+
+    Raises:
+        InvalidOptions: nothing was changed.
+    """
+    record = entry.record
+    own = changed(record.options, changes)
+    if own != record.options:
+        event = lifecycle("update", record, attributes={"options": ",".join(sorted(changes))})
+        with job.commit():
+            entry = await parts.change(record.id, lambda now: msgspec.structs.replace(now, options=own), event)
+    return parts.options(entry.record)
+
+
+def _moved(parts: Parts, plugin_id: str, state: State, reason: str, **change: Any) -> Status:
+    """Return a plugin's status after a move that is saved with its record."""
+    before = parts.inventory.status(plugin_id)
+    return before.to(state, now_ns=time.time_ns(), reason=reason, boot=boot_id(), **change)
 
 
 async def _clear(supervisor: Supervisor, entry: Entry) -> None:

@@ -227,9 +227,16 @@ async def rebuild(parts: Parts, entry: Entry) -> Entry:
                 async with parts.store.reader(layer.digest) as blob:
                     await unpacker.apply(blob, layer, lambda _: None, None)
         await parts.disk.sync(staging)
-        record = msgspec.structs.replace(old, generation=old.generation + 1, unsynced_boot="")
+        generation = old.generation + 1
         with anyio.CancelScope(shield=True):
-            rebuilt = await parts.commit(staging, record, entry.config)
+            await parts.disk.adopt(staging, old.id, generation)
+            try:
+                rebuilt = await parts.change(
+                    old.id, lambda now: msgspec.structs.replace(now, generation=generation, unsynced_boot="")
+                )
+            except Exception:
+                await parts.disk.retract(old.id, generation)
+                raise
     await parts.disk.discard(parts.disk.rootfs(old.id, old.generation).parent)
     return rebuilt
 
@@ -244,9 +251,8 @@ async def settle(parts: Parts, locks: KeyedLock, entry: Entry) -> None:
         await parts.disk.sync(parts.disk.rootfs(record.id, record.generation))
         # other changes of the record happen under this lock; without it one of the two would be lost
         async with locks(record.id):
-            current = parts.inventory.get(record.id)
-            if current.record.generation == record.generation:
-                await parts.save(msgspec.structs.replace(current.record, unsynced_boot=""), current.config)
+            if parts.inventory.get(record.id).record.generation == record.generation:
+                await parts.change(record.id, lambda now: msgspec.structs.replace(now, unsynced_boot=""))
     except (OSError, PluginsvcError) as exc:
         _log.info("install.not_settled", plugin=record.id, error=str(exc))
 

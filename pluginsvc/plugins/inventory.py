@@ -11,11 +11,13 @@ import msgspec
 
 from pluginsvc.errors import Conflict, InvalidParameter, NotFound
 from pluginsvc.model.filters import InvalidFilter
+from pluginsvc.model.lifecycle import Status
 from pluginsvc.model.plugin import Plugin, PluginConfig, PluginRecord
 from pluginsvc.model.reference import InvalidReference, Reference
 
 _ID = re.compile(r"[0-9a-f]{64}")
 _PREFIX = re.compile(r"[0-9a-f]{1,63}")
+_STOPPED = Status()
 _TRUE, _FALSE = frozenset({"true", "1"}), frozenset({"false", "0"})
 
 
@@ -77,6 +79,7 @@ class Inventory:
         self._by_id: dict[str, Entry] = {}
         self._by_name: dict[str, str] = {}
         self._ruins: dict[str, Entry] = {}
+        self._statuses: dict[str, Status] = {}
         self._reserved: set[str] = set()
         self._listing: bytes | None = None
 
@@ -99,10 +102,19 @@ class Inventory:
 
     def drop(self, plugin_id: str) -> None:
         """Forget an entry, or a ruin."""
+        self._statuses.pop(plugin_id, None)
         if self._ruins.pop(plugin_id, None) is None:
             entry = self._by_id.pop(plugin_id)
             del self._by_name[entry.record.name]
             self._listing = None
+
+    def status(self, plugin_id: str) -> Status:
+        """Return what a plugin is doing."""
+        return self._statuses.get(plugin_id, _STOPPED)
+
+    def put_status(self, plugin_id: str, status: Status) -> None:
+        """Say what a plugin is doing now."""
+        self._statuses[plugin_id] = status
 
     def get(self, plugin_id: str) -> Entry:
         """Return the entry, or the ruin, with this ID as it stands now.

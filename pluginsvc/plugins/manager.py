@@ -6,33 +6,36 @@ Each mutation is a job that the manager owns, so that a client who goes away lea
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import anyio
 import anyio.abc
 import structlog
 
 from pluginsvc.content.gc import Collector, Report
-from pluginsvc.errors import InvalidParameter, PluginsvcError
-from pluginsvc.fsutil import boot_id
+from pluginsvc.errors import Conflict, InvalidParameter, PluginsvcError
 from pluginsvc.model.auth import Credentials, RegistryAccess
-from pluginsvc.model.config import parse_config
-from pluginsvc.model.plugin import PluginConfig, PluginRecord
+from pluginsvc.model.lease import PluginLease
+from pluginsvc.model.lifecycle import UP
+from pluginsvc.model.options import Options
+from pluginsvc.model.output import Form, Top, Wanted
 from pluginsvc.model.privilege import Privilege, required_privileges
 from pluginsvc.model.reference import InvalidReference, Reference
-from pluginsvc.plugins import control, install
+from pluginsvc.plugins import control, install, restore, usage
+from pluginsvc.plugins.describe import Description, MountView, Summary
 from pluginsvc.plugins.install import Sink
 from pluginsvc.plugins.inventory import Entry, PluginExists, PluginNotFound
 from pluginsvc.plugins.parts import Parts
 from pluginsvc.plugins.supervise import Supervisor
-from pluginsvc.runtime.executor import Instance
-from pluginsvc.state import plugins
+from pluginsvc.runtime.processes import TITLES
 from pluginsvc.tasks import Job, JobGroup, KeyedLock
 from pluginsvc.transfer import pull
 
 _log = structlog.get_logger()
+_LAST_LINES = 20
+T = TypeVar("T")
 
 
 class CanonicalName(InvalidParameter):
@@ -45,6 +48,14 @@ class BadName(InvalidParameter):
 
 class NameTaken(InvalidParameter):
     """A pull meets a plugin of its name (REF 1.4: 400 here, though 409 on create)."""
+
+
+class NotRunning(Conflict):
+    """Only what runs has processes."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"plugin {name} is not running")
 
 
 class Manager:
@@ -92,10 +103,93 @@ class Manager:
             and any(c.prefix == "docker" and c.name == "networkdriver" for c in entry.config.interface.capabilities)
         ]
 
+    def summaries(self) -> list[Summary]:
+        """Return what each plugin does, sorted by name."""
+        return [Summary.of(entry, self._parts.inventory.status(entry.record.id)) for entry in self._parts.inventory]
+
+    async def describe(self, name: str) -> Description:
+        """Return all there is to say of one plugin."""
+        entry = self._parts.inventory.find(name)
+        plugin_id = entry.record.id
+        lines = await self._parts.executor.tail(plugin_id, _LAST_LINES)
+        instance = self._supervisor.instance(plugin_id)
+        # the status last: the others take a moment
+        status = self._parts.inventory.status(plugin_id)
+        return cast(
+            "Description",
+            Description.of(
+                entry,
+                status,
+                pid=instance.pid if instance is not None and status.state in UP else 0,
+                options=self._parts.options(entry.record),
+                own_options=entry.record.options,
+                log=lines,
+            ),
+        )
+
     async def disk_usage(self) -> dict[str, int]:
         """Return bytes on the disk: ``plugins`` for their directories, ``layers`` for the blobs."""
         blobs = await self._parts.store.digests()
         return {"plugins": await self._parts.disk.usage(), "layers": sum(size for _, size in blobs)}
+
+    # Who uses it
+
+    async def leases(self, name: str) -> list[PluginLease]:
+        """Return the leases on a plugin, the oldest first."""
+        return await usage.leases(self._parts, self._parts.inventory.find(name).record.id)
+
+    async def acquire(
+        self, name: str, *, holder: str, purpose: str, seconds: float | None, capability: str
+    ) -> PluginLease:
+        """Take a lease on an enabled plugin; see ``usage.acquire``."""
+
+        async def work(job: Job, entry: Entry) -> PluginLease:
+            with job.commit():
+                return await usage.acquire(
+                    self._parts, entry, holder=holder, purpose=purpose, seconds=seconds, capability=capability
+                )
+
+        return await self._locked("acquire", name, self._parts.inventory.find(name), work)
+
+    async def release(self, name: str, *, holder: str, purpose: str | None, everything: bool) -> int:
+        """Give back leases and return how many are left; waits for no lock, since it always has to work."""
+        plugin_id = self._parts.inventory.find(name).record.id
+        return await usage.release(self._parts, plugin_id, holder=holder, purpose=purpose, everything=everything)
+
+    async def mounts(self) -> list[MountView]:
+        """Return every mount that the daemon has made, by path."""
+        names = {entry.record.id: entry.record.name for entry in self._parts.inventory}
+        return [MountView.of(row, names.get(row.plugin_id, "")) for row in await self._parts.mounts.rows()]
+
+    def logs(self, name: str, wanted: Wanted, form: Form) -> AsyncGenerator[bytes, None]:
+        """Yield what a plugin has printed, in whichever start; see ``history.follow``.
+
+        To follow goes on over exits and restarts, until the plugin is disabled or removed.
+
+        Raises:
+            PluginNotFound: at once.
+        """
+        plugin_id = self._parts.inventory.find(name).record.id
+
+        def going() -> bool:
+            try:
+                return self._parts.inventory.get(plugin_id).record.enabled
+            except PluginNotFound:
+                return False
+
+        return self._parts.executor.output(plugin_id, wanted, form, going=going)
+
+    async def top(self, name: str) -> Top:
+        """Return the processes of a plugin.
+
+        Raises:
+            NotRunning: it has none.
+        """
+        record = self._parts.inventory.find(name).record
+        rows = await self._parts.executor.processes(record.id)
+        if not rows:
+            raise NotRunning(record.name)
+        return Top(TITLES, rows)
 
     # From and to registries
 
@@ -202,6 +296,14 @@ class Manager:
 
         await self._locked("set", name, self._parts.inventory.find(name), work)
 
+    async def update(self, name: str, changes: dict[str, Any]) -> Options:
+        """Change a plugin's options, enabled or not; see ``control.update``."""
+
+        async def work(job: Job, entry: Entry) -> Options:
+            return await control.update(self._parts, job, entry, changes)
+
+        return await self._locked("update", name, self._parts.inventory.find(name), work)
+
     async def enable(self, name: str, *, timeout: int) -> None:
         """Start a plugin and keep it running; ``timeout`` in seconds; see ``control.enable``."""
 
@@ -211,10 +313,10 @@ class Manager:
         await self._locked("enable", name, self._parts.inventory.find(name), work)
 
     async def disable(self, name: str, *, force: bool) -> None:
-        """Stop a plugin; ``force`` will matter once plugins can be in use by name."""
+        """Stop a plugin; with ``force`` also one that is in use; see ``control.disable``."""
 
         async def work(job: Job, entry: Entry) -> None:
-            await control.disable(self._parts, self._supervisor, job, entry, typed=name)
+            await control.disable(self._parts, self._supervisor, job, entry, typed=name, force=force)
 
         await self._locked("disable", name, self._parts.inventory.find(name), work)
 
@@ -245,73 +347,25 @@ class Manager:
     # Start of the daemon
 
     async def restore(self) -> list[anyio.Event]:
-        """Bring back what the database knows (design §3, D15).
-
-        Records are loaded, leftovers of a crash swept, live plugins attached to, and the other wished ones started.
-
-        Returns:
-            One event per wished plugin, set when it is ready or has failed once.
-        """
-        records = await self._parts.database.read(plugins.load)
-        known = await self._parts.database.read(_ids)
-        generations: dict[str, int | None] = dict.fromkeys(known)
-        generations.update({record.id: record.generation for record in records})
-        await self._clear_strays(frozenset(record.id for record in records if record.enabled))
-        await self._parts.disk.sweep(generations)
-        for record in records:
-            if not record.enabled:
-                # an enable may have ended between its propagated mount and its first file on RUN
-                await self._parts.disk.unmount(self._parts.disk.plugin(record.id))
-            await self._load(record)
-        wished = [entry.record.id for entry in self._parts.inventory if entry.record.enabled]
-        return [self._supervisor.watch(plugin_id, await self._attach(plugin_id)) for plugin_id in wished]
-
-    async def _attach(self, plugin_id: str) -> Instance | None:
-        """Return what runs of a plugin; what cannot be found out is left to the next start, which clears first."""
-        try:
-            return await self._parts.executor.attach(plugin_id)
-        except PluginsvcError as exc:
-            _log.error("plugin.not_attached", plugin=plugin_id, error=str(exc))
-            return None
-
-    async def _load(self, record: PluginRecord) -> None:
-        try:
-            entry = Entry.of(record, parse_config(await self._parts.store.read(record.config)))
-        except PluginsvcError as exc:
-            # one plugin in ruins must not keep the others, nor the daemon, from coming up
-            _log.error("plugin.not_loaded", plugin=record.id, name=record.name, error=str(exc))
-            self._parts.inventory.put_ruin(Entry.of(record, PluginConfig()))
-            return
-        self._parts.inventory.put(entry)
-        if record.unsynced_boot == boot_id():
-            self._settle_soon(entry)
-
-    async def _clear_strays(self, wished: frozenset[str]) -> None:
-        """Stop what runs without a wish: an enable that a crash interrupted, or a plugin that is gone."""
-        for plugin_id in await self._parts.executor.instances():
-            if plugin_id not in wished:
-                _log.warning("plugin.stray_stopped", plugin=plugin_id)
-                try:
-                    await self._supervisor.clear(plugin_id)
-                except PluginsvcError as exc:
-                    _log.error("plugin.stray_not_cleared", plugin=plugin_id, error=str(exc))
+        """Bring back what the database knows; see ``restore.restore``."""
+        return await restore.restore(self._parts, self._supervisor, self._settle_soon)
 
     # How mutations run
 
-    async def _locked(self, verb: str, typed: str, found: Entry, work: Callable[[Job, Entry], Awaitable[None]]) -> None:
+    async def _locked(self, verb: str, typed: str, found: Entry, work: Callable[[Job, Entry], Awaitable[T]]) -> T:
         """Run ``work`` as a job under the plugin's lock, on the plugin as it stands once the lock is held."""
         plugin_id = found.record.id
 
-        async def locked(job: Job) -> None:
+        async def locked(job: Job) -> T:
             async with self._locks(plugin_id):
                 try:
                     entry = self._parts.inventory.get(plugin_id)
                 except PluginNotFound:
                     # removed while we waited
                     raise PluginNotFound(typed) from None
-                await work(job, entry)
+                return await work(job, entry)
 
-        await self._jobs.run(f"{verb} {found.record.name}", locked)
+        return await self._jobs.run(f"{verb} {found.record.name}", locked)
 
     async def _erase(self, plugin_id: str, tombstone: Path | None) -> None:
         """Delete what a removed plugin leaves; trouble is logged, and the next start sweeps."""
@@ -324,7 +378,3 @@ class Manager:
 
     def _settle_soon(self, entry: Entry) -> None:
         self._background.start_soon(install.settle, self._parts, self._locks, entry)
-
-
-def _ids(db: sqlite3.Connection) -> list[str]:
-    return [row[0] for row in db.execute("SELECT id FROM plugins")]

@@ -15,16 +15,22 @@ import structlog
 
 from pluginsvc.content.store import ContentStore
 from pluginsvc.errors import PluginsvcError
+from pluginsvc.fsutil import boot_id
 from pluginsvc.model.digest import Digest
 from pluginsvc.model.event import EngineView, Event
+from pluginsvc.model.lifecycle import State, Status
+from pluginsvc.model.options import Options
 from pluginsvc.model.plugin import PluginConfig, PluginRecord
 from pluginsvc.plugins.disk import Disk
 from pluginsvc.plugins.inventory import Entry, Inventory
+from pluginsvc.plugins.mounts import Ledger
 from pluginsvc.registry.client import Registry
 from pluginsvc.rootfs.confinement import Confinement
 from pluginsvc.runtime.executor import Executor
 from pluginsvc.state import journal, leases, plugins
+from pluginsvc.state import status as statuses
 from pluginsvc.state.database import Database
+from pluginsvc.tasks import KeyedLock
 from pluginsvc.transfer.pull import Puller
 
 _log = structlog.get_logger()
@@ -42,12 +48,16 @@ class Parts:
         gzip_level: for layers of created plugins, 0 (least) to 3.
         uploads: most uploads at once in one push.
         stop_grace: seconds from TERM to KILL.
+        hurry: set when the daemon has no time left: nobody waits for a plugin to heed TERM.
+        defaults: options of plugins that have none of their own.
         ended: leases whose end is still to be written; shared with the collection of garbage.
+        changing: held by plugin ID while ``change`` works.
     """
 
     database: Database
     store: ContentStore
     disk: Disk
+    mounts: Ledger
     inventory: Inventory
     registry: Registry
     puller: Puller
@@ -57,10 +67,18 @@ class Parts:
     gzip_level: int = 2
     uploads: int = 5
     stop_grace: float = 10.0
+    hurry: anyio.Event = field(default_factory=anyio.Event)
+    defaults: Options = field(default_factory=Options)
     ended: set[str] = field(default_factory=set)
+    changing: KeyedLock = field(default_factory=KeyedLock)
 
     async def save(
-        self, record: PluginRecord, config: PluginConfig, *events: Event, release: str | None = None
+        self,
+        record: PluginRecord,
+        config: PluginConfig,
+        *events: Event,
+        release: str | None = None,
+        status: Status | None = None,
     ) -> Entry:
         """Write a record and its events in one transaction, then show them (design D1).
 
@@ -69,10 +87,13 @@ class Parts:
             config: its config, decoded.
             events: what happened, in order.
             release: lease that the record makes needless.
+            status: what the plugin does now, where that has changed as well.
         """
 
         def work(db: sqlite3.Connection) -> None:
             plugins.put(db, record)
+            if status is not None:
+                statuses.put(db, record.id, status)
             for event in events:
                 journal.append(db, event)
             if release:
@@ -81,7 +102,15 @@ class Parts:
         await self.database.write(work)
         entry = Entry.of(record, config)
         self.inventory.put(entry)
+        if status is not None:
+            self.inventory.put_status(record.id, status)
         return entry
+
+    async def change(self, plugin_id: str, change: Callable[[PluginRecord], PluginRecord], *events: Event) -> Entry:
+        """Save a change of a record that may meet another one: of a plugin's owner beside the operator's."""
+        async with self.changing(plugin_id):
+            entry = self.inventory.get(plugin_id)
+            return await self.save(change(entry.record), entry.config, *events)
 
     async def commit(
         self, staging: Path, record: PluginRecord, config: PluginConfig, *events: Event, release: str | None = None
@@ -95,14 +124,40 @@ class Parts:
             await self.disk.retract(record.id, record.generation)
             raise
 
-    async def note(self, *events: Event) -> None:
-        """Write events that change no record."""
+    async def note(self, *events: Event, status: tuple[str, Status] | None = None) -> None:
+        """Write events that change no record; ``status``: with what the plugin of this ID does now."""
 
         def work(db: sqlite3.Connection) -> None:
+            if status is not None:
+                statuses.put(db, *status)
             for event in events:
                 journal.append(db, event)
 
         await self.database.write(work)
+
+    async def arrive(self, plugin_id: str, state: State, reason: str, *events: Event, **change: object) -> None:
+        """Say what a plugin does now, and write it down with its events.
+
+        What cannot be written is only logged: a full disk must not end the supervision of anything.
+
+        Args:
+            plugin_id: 64 hex digits.
+            state: where it has come to.
+            reason: why, for people.
+            events: what happened, in order.
+            change: other fields of its status.
+        """
+        before = self.inventory.status(plugin_id)
+        status = before.to(state, now_ns=time.time_ns(), reason=reason, boot=boot_id(), **change)
+        self.inventory.put_status(plugin_id, status)
+        try:
+            await self.note(*events, status=(plugin_id, status))
+        except PluginsvcError as exc:
+            _log.error("plugin.status_not_written", plugin=plugin_id, state=state, error=str(exc))
+
+    def options(self, record: PluginRecord) -> Options:
+        """Return the options that count for a plugin."""
+        return self.defaults.with_own(record.options) if record.options else self.defaults
 
     @asynccontextmanager
     async def lease(self, purpose: str) -> AsyncIterator[str]:

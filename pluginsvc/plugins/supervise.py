@@ -1,32 +1,35 @@
 """Keeps wished plugins running: one owned task per enabled plugin (design D2, D3; REF 7.34, 7.35).
 
 A plugin belongs either to its task here, or to the operation that holds its lock and has called ``release``; never to
-both, so that no restart can race with disable, remove or upgrade.
+both, so that no restart can race with disable, remove or upgrade. Whoever owns it says what it is doing.
 """
 
 from __future__ import annotations
 
 import random
+import time
 from pathlib import Path
 
 import anyio
 import anyio.abc
 import structlog
 
+from pluginsvc import log
 from pluginsvc.errors import Internal, InvalidParameter, PluginsvcError, first_leaf
 from pluginsvc.fsutil import boot_id
 from pluginsvc.model.event import Event
+from pluginsvc.model.lifecycle import WAITING, Ended, State, after_life
 from pluginsvc.plugins import install
+from pluginsvc.plugins.health import watch_health
 from pluginsvc.plugins.inventory import Entry
 from pluginsvc.plugins.parts import CLEANUP_SECONDS, Parts, lifecycle
 from pluginsvc.runtime.executor import Exit, Instance, Launch
+from pluginsvc.runtime.instance import PluginDied
 
 _log = structlog.get_logger()
-FIRST_DELAY = 0.1
-LONGEST_DELAY = 60.0
-HEALTHY_AFTER = 10.0
 MOBY_BUDGET = 12.5
-"""Seconds that a plugin gets to open its socket, whatever the timeout says (REF 3.6)."""
+"""Seconds that a plugin gets to open its socket where nobody says (REF 3.6)."""
+_LAST_LINES = 20
 
 
 class NoSocket(InvalidParameter):
@@ -78,39 +81,52 @@ class Supervisor:
         self._watches: dict[str, _Watch] = {}
         self._instances: dict[str, Instance] = {}
 
-    async def start(self, entry: Entry, timeout: int) -> Instance:
+    def show(self, plugin_id: str, state: State, reason: str) -> None:
+        """Say that a plugin is on its way to somewhere; only where it arrives is written down."""
+        status = self._parts.inventory.status(plugin_id)
+        self._parts.inventory.put_status(plugin_id, status.to(state, now_ns=time.time_ns(), reason=reason))
+
+    def instance(self, plugin_id: str) -> Instance | None:
+        """Return what runs of a plugin, or has just ended."""
+        return self._instances.get(plugin_id)
+
+    async def start(self, entry: Entry, timeout: float, *, reason: str) -> Instance:
         """Run a plugin and wait until its socket accepts a connection (REF 3.6); undone whole on failure.
 
         Args:
             entry: the plugin.
-            timeout: seconds to wait, if that is more than Moby's 12.5.
+            timeout: seconds to wait; 0: as its options say, which is 12.5 as in Docker where they say nothing.
+            reason: why it starts, for people.
 
         Raises:
             NoSocket, NoEntrypoint: the config cannot be run.
             PluginsvcError: the runtime failed, the plugin died (with its last log lines), or time ran out.
         """
         record, config = entry.record, entry.config
+        self.show(record.id, "starting", reason)
         if not config.entrypoint:
             raise NoEntrypoint(record.name)
         if not config.interface.socket:
             raise NoSocket(record.name)
+        options = self._parts.options(record)
         if record.unsynced_boot not in {"", boot_id()}:
             entry = await install.rebuild(self._parts, entry)
             record = entry.record
         try:
             propagated: Path | None = None
             if config.propagated_mount:
-                propagated = await self._parts.disk.make_propagated(record.id)
+                propagated = await self._parts.mounts.make(record.id)
             launch = Launch(
                 plugin_id=record.id,
                 name=record.name,
                 config=config,
                 settings=record.settings,
+                options=options,
                 rootfs=self._parts.disk.rootfs(record.id, record.generation),
                 propagated=propagated,
             )
             instance = await self._parts.executor.start(launch)
-            await instance.ready(config.interface.socket, max(MOBY_BUDGET, timeout))
+            await instance.ready(config.interface.socket, timeout or options.start_timeout or MOBY_BUDGET)
         except BaseException:
             with anyio.move_on_after(CLEANUP_SECONDS, shield=True):
                 await self._kill(record.id)
@@ -138,7 +154,7 @@ class Supervisor:
             if instance is None:
                 instance = await self._parts.executor.attach(plugin_id)
             if instance is not None:
-                await instance.stop(grace=self._parts.stop_grace)
+                await instance.stop(grace=self._parts.stop_grace, hurry=self._parts.hurry)
         except OSError as exc:
             raise CannotStop(plugin_id, exc) from exc
         await self._parts.executor.cleanup(plugin_id)
@@ -148,7 +164,7 @@ class Supervisor:
         try:
             await self.stop(plugin_id)
         finally:
-            await self._parts.disk.unmount(self._parts.disk.plugin(plugin_id))
+            await self._parts.mounts.clear(plugin_id)
 
     def watch(self, plugin_id: str, instance: Instance | None) -> anyio.Event:
         """Take charge of a plugin: of its instance, or of starting one.
@@ -188,6 +204,8 @@ class Supervisor:
             _log.warning("plugin.stop_failed", plugin=plugin_id, error=str(exc))
 
     async def _run(self, plugin_id: str, watch: _Watch) -> None:
+        # what this plugin does from now on is nothing of the request that enabled it
+        log.request_id.set("")
         try:
             with watch.scope:
                 await self._keep_running(plugin_id, watch)
@@ -196,69 +214,110 @@ class Supervisor:
             watch.ended.set()
 
     async def _keep_running(self, plugin_id: str, watch: _Watch) -> None:
-        delay = FIRST_DELAY
-        failures = 0
         while True:
             entry = self._parts.inventory.get(plugin_id)
-            healthy = 0.0
+            lived, status, reason, tail = 0.0, None, "", list[str]()
             try:
-                healthy = await self._one_life(entry, watch, failures)
+                instance, age = await self._up(entry, watch)
+                since = anyio.current_time() - age
+                async with anyio.create_task_group() as group:
+                    group.start_soon(watch_health, self._parts, entry, instance)
+                    status = await instance.wait()
+                    group.cancel_scope.cancel()
+                lived = anyio.current_time() - since
+                tail = await instance.tail(_LAST_LINES)
             except Exception as exc:  # noqa: BLE001 - whatever it was, a wished plugin is tried again
                 error = first_leaf(exc)
+                reason = str(error)
+                if isinstance(error, PluginDied):
+                    status, tail = error.exit, error.output
                 known = isinstance(error, PluginsvcError)
-                _log.error(
-                    "plugin.failed",
-                    plugin=plugin_id,
-                    name=entry.record.name,
-                    error=str(error),
-                    failures=failures + 1,
-                    exc_info=None if known else exc,
-                )
+                _log.error("plugin.failed", plugin=plugin_id, error=reason, exc_info=None if known else exc)
                 watch.tried.set()
-            if healthy >= HEALTHY_AFTER:
-                delay, failures = FIRST_DELAY, 0
-            failures += 1
-            await anyio.sleep(_jittered(delay))
-            delay = min(delay * 2, LONGEST_DELAY)
+            with anyio.CancelScope(shield=True):
+                delay = await self._after_life(entry, lived, status, reason, tail)
+            if delay is None:
+                return
+            await anyio.sleep(delay)
 
-    async def _one_life(self, entry: Entry, watch: _Watch, failures: int) -> float:
-        """Start the plugin unless it runs; once it has ended and that is noted, return for how long it ran."""
+    async def _up(self, entry: Entry, watch: _Watch) -> tuple[Instance, float]:
+        """Return what runs of the plugin, started if need be, and for how many seconds it has been up."""
         record = entry.record
         instance = self._instances.get(record.id)
-        if instance is None:
-            instance = await self.start(entry, record.timeout)
-            if failures:
-                await self._note(lifecycle("restart", record, attributes={"failures": str(failures)}))
+        age = 0.0
+        if instance is not None:
+            age = max(0.0, (time.time_ns() - instance.started_ns) / 1e9)
+        else:
+            before = self._parts.inventory.status(record.id)
+            again = before.state in WAITING
+            reason = f"started again after: {before.reason}" if again else before.reason
+            instance = await self.start(entry, record.timeout, reason=reason)
+            events = [lifecycle("restart", record, attributes={"failures": str(before.failures)})] if again else []
+            await self._parts.arrive(record.id, "running", reason, *events, restarts=before.restarts + again)
             _log.info("plugin.running", plugin=record.id, name=record.name)
         # one that ended while the daemon was away is not ready: the start that follows is its try
         if await instance.running():
             watch.tried.set()
-        since = anyio.current_time()
-        status = await instance.wait()
-        healthy = anyio.current_time() - since
-        with anyio.CancelScope(shield=True):
-            await self._after_exit(entry, instance, status)
-        return healthy
+        return instance, age
 
-    async def _after_exit(self, entry: Entry, instance: Instance, status: Exit) -> None:
-        record = entry.record
-        tail = await instance.tail(5)
-        _log.warning("plugin.exited", plugin=record.id, name=record.name, code=status.code, tail=tail)
-        attributes = {"code": str(status.code), "oom": str(status.oom).lower(), "log": "\n".join(tail)}
-        if status.signal is not None:
-            attributes["signal"] = str(status.signal)
-        # noted before the evidence is cleared away: a crash in between makes it noted twice, not never
-        await self._note(lifecycle("exit", record, attributes=attributes))
-        await self.stop(record.id)
+    async def _after_life(
+        self, entry: Entry, lived: float, status: Exit | None, reason: str, tail: list[str]
+    ) -> float | None:
+        """Note how a life ended, clear it away, and return the seconds until the next, ``None`` for no next.
 
-    async def _note(self, event: Event) -> None:
-        try:
-            await self._parts.note(event)
-        except PluginsvcError as exc:
-            # a full disk must not end the supervision of anything
-            _log.error("plugin.event_not_noted", plugin=event.plugin_id, action=event.action, error=str(exc))
-
-
-def _jittered(delay: float) -> float:
-    """Spread restarts by ±10 %, so that plugins that fell together do not rise together."""
-    return delay * random.uniform(0.9, 1.1)  # noqa: S311 - no secret
+        Args:
+            entry: the plugin as it was started.
+            lived: seconds for which it was up.
+            status: how it ended, where it ever ran.
+            reason: why it did not run, where it did not.
+            tail: its last lines.
+        """
+        record = self._parts.inventory.get(entry.record.id).record
+        options = self._parts.options(record)
+        before = self._parts.inventory.status(record.id)
+        retry = after_life(
+            options.restart,
+            lived=lived,
+            failed=status is None or status.code != 0,
+            failures=before.failures,
+            burst=options.burst,
+            spread=random.uniform(0.9, 1.1),  # noqa: S311 - no secret
+        )
+        now = time.time_ns()
+        ended, events = before.exit, list[Event]()
+        if status is not None:
+            instance = self._instances.get(record.id)
+            ended = Ended(
+                code=status.code,
+                signal=status.signal,
+                oom=status.oom,
+                time_ns=now,
+                container=instance.container_id if instance is not None else "",
+            )
+            reason = reason.partition("\n")[0] or str(ended)
+            attributes = {"code": str(status.code), "oom": str(status.oom).lower(), "log": "\n".join(tail)}
+            if status.signal is not None:
+                attributes["signal"] = str(status.signal)
+            events.append(lifecycle("exit", record, attributes=attributes | {"state": retry.state}))
+            _log.warning("plugin.exited", plugin=record.id, name=record.name, how=str(ended), tail=tail)
+        if retry.state == "crash-loop":
+            _log.error(
+                "plugin.crash_loop", plugin=record.id, name=record.name, failures=retry.failures, next=retry.delay
+            )
+        # noted before the evidence is cleared away: a crash in between leaves what tells that it was noted
+        await self._parts.arrive(
+            record.id,
+            retry.state,
+            reason,
+            *events,
+            exit=ended,
+            failures=retry.failures,
+            next_ns=None if retry.state == "stopped" else now + int(retry.delay * 1e9),
+        )
+        if record.id in self._instances:
+            try:
+                await self.stop(record.id)
+            except PluginsvcError as exc:
+                # the next start clears first, and says so if it cannot
+                _log.error("plugin.not_cleared", plugin=record.id, error=str(exc))
+        return None if retry.state == "stopped" else retry.delay

@@ -6,6 +6,8 @@ sweep over many steps does not pay for the imports each time. The product holds 
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import os
 import signal
@@ -13,9 +15,11 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -94,6 +98,18 @@ def _caller() -> str:
     return "nobody"
 
 
+def _count(path: Path, *_: object) -> None:
+    """Write down how many objects of each of the daemon's own classes there are, and which tasks its loop has."""
+    gc.collect()
+    names = (f"{kind.__module__}.{kind.__qualname__}" for kind in map(type, gc.get_objects()))
+    found = Counter(name for name in names if name.startswith("pluginsvc."))
+    # tasks without a name are numbered, and are those of connections
+    found.update(f"task {task.get_name().rstrip('0123456789')}" for task in asyncio.all_tasks())
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(found))
+    new.replace(path)
+
+
 def _zygote() -> None:
     from pluginsvc import __main__, daemon  # noqa: PLC0415 - only the zygote loads the daemon
 
@@ -111,9 +127,15 @@ def _zygote() -> None:
                     os.dup2(source, target)
                 os.close(log)
                 os.close(null)
+                signal.signal(signal.SIGUSR2, partial(_count, Path(life["counts"])))
                 _Steps(Path(life["armed"]), Path(life["trace"]), life["at"]).install()
                 __main__.main(life["words"])
                 code = 0
+            except SystemExit as exc:
+                # what Python itself would say of it
+                print(exc.code, file=sys.stderr)
+            except BaseException:  # noqa: BLE001 - nobody else would tell of it
+                traceback.print_exc()
             finally:
                 sys.stdout.flush()
                 sys.stderr.flush()
@@ -208,7 +230,7 @@ class MortalDaemon(Daemon):
     def __init__(self, top: Path, flags: Sequence[str] = ()) -> None:
         super().__init__(top, flags)
         self.at = ""
-        self._armed, self._trace = top / "armed", top / "trace"
+        self._armed, self._trace, self._counts = top / "armed", top / "trace", top / "counts"
         self._zygote = Zygote(top / "daemon.log")
 
     def start(self, *, armed: bool = False) -> None:
@@ -216,7 +238,12 @@ class MortalDaemon(Daemon):
         self.arm() if armed else self.disarm()
         words = ["serve", "--root", str(self.root), "--run-root", str(self.run), "--host", self.host, *self.flags]
         self.proc = self._zygote.fork(
-            words=words, log=str(self.top / "daemon.log"), armed=str(self._armed), trace=str(self._trace), at=self.at
+            words=words,
+            log=str(self.top / "daemon.log"),
+            armed=str(self._armed),
+            trace=str(self._trace),
+            counts=str(self._counts),
+            at=self.at,
         )
         self.proc.wait_until(lambda: procs.accepts(self.socket), timeout=40)
 
@@ -232,6 +259,16 @@ class MortalDaemon(Daemon):
     def steps(self) -> list[str]:
         """Return the names of the steps since `arm`."""
         return self._trace.read_text().splitlines() if self._trace.exists() else []
+
+    def counts(self) -> dict[str, int]:
+        """Return how many tasks of each name the daemon has, and how many objects of each of its classes."""
+        assert self.proc
+        self._counts.unlink(missing_ok=True)
+        self.proc.signal(signal.SIGUSR2)
+        self.proc.wait_until(self._counts.exists)
+        found = json.loads(self._counts.read_text())
+        assert isinstance(found, dict)
+        return found
 
     def close(self) -> None:
         """End the zygote."""

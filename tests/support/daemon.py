@@ -83,11 +83,18 @@ class Daemon:
             try:
                 words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                 elsewhere = (folder / "ns" / "mnt").readlink() != Path("/proc/self/ns/mnt").readlink()
-                if str(self.top) in words or (elsewhere and str(self.top) in (folder / "mountinfo").read_text()):
+                if str(self.top) in words or (elsewhere and self._is_root_of(folder)):
                     found[int(name)] = words
             except OSError:
                 continue
         return found
+
+    def _is_root_of(self, process: Path) -> bool:
+        # in a mere copy of the host's mounts, which others make as well, what is ours is mounted at places of ours
+        lines = (process / "mountinfo").read_text().splitlines()
+        return any(
+            str(self.top) in root and str(self.top) not in place for _, _, _, root, place, *_ in map(str.split, lines)
+        )
 
     def blobs(self) -> set[str]:
         """Return the hex digests of the stored blobs."""

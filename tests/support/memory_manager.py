@@ -7,8 +7,9 @@ import io
 import json
 import secrets
 import tarfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -22,10 +23,14 @@ from pluginsvc.model.auth import Credentials, RegistryAccess
 from pluginsvc.model.config import parse_config
 from pluginsvc.model.digest import Digest
 from pluginsvc.model.filters import InvalidFilter
+from pluginsvc.model.lease import PluginLease, check_text, holders
+from pluginsvc.model.options import Options, changed
+from pluginsvc.model.output import Form, Top, Wanted
 from pluginsvc.model.plugin import Plugin, PluginConfig, PluginSettings
 from pluginsvc.model.privilege import Privilege, check_privileges, required_privileges
 from pluginsvc.model.progress import Aux, Line, ProgressDetail
 from pluginsvc.model.reference import InvalidReference, Reference
+from pluginsvc.runtime import history
 from tests.support.memory_events import MemoryEvents
 
 
@@ -49,6 +54,22 @@ class RefusedError(InvalidParameter):
 
 class LoginRefusedError(Unauthorized):
     pass
+
+
+class Summary(msgspec.Struct, rename="pascal"):
+    id: str
+    name: str
+    state: str = "stopped"
+
+
+class Mount(msgspec.Struct, rename="pascal"):
+    path: str
+    plugin: str
+    plugin_id: str = msgspec.field(name="PluginID", default="")
+    mount_id: int = msgspec.field(name="MountID", default=1)
+    since: str = "2026-11-22T00:00:00Z"
+    state: str = "mounted"
+    trouble: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,6 +99,10 @@ class MemoryManager:
         plugins: by ID.
         remotes: what registries hold, by full reference.
         accesses: what each registry call brought along.
+        options: the plugins' own, by ID.
+        in_use: leases, by plugin ID.
+        log_root: directory of the plugins' log files, each in a directory named by its ID.
+        printed: to be set, and replaced, when a log file has grown.
         held: while set, `pull` waits after its first line.
         holding: set when it does.
         cancelled: set when a pull was cancelled.
@@ -87,6 +112,10 @@ class MemoryManager:
     plugins: dict[str, Plugin] = field(default_factory=dict)
     remotes: dict[str, PluginConfig] = field(default_factory=dict)
     accesses: list[RegistryAccess] = field(default_factory=list)
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    in_use: dict[str, list[PluginLease]] = field(default_factory=dict)
+    log_root: Path = Path("/nonexistent")
+    printed: anyio.Event = field(default_factory=anyio.Event)
     held: anyio.Event | None = None
     holding: anyio.Event = field(default_factory=anyio.Event)
     cancelled: anyio.Event = field(default_factory=anyio.Event)
@@ -243,6 +272,34 @@ class MemoryManager:
         settings = msgspec.structs.replace(plugin.settings, env=[f"{key}={value}" for key, value in env.items()])
         self.plugins[plugin.id] = msgspec.structs.replace(plugin, settings=settings)
 
+    def logs(self, name: str, wanted: Wanted, form: Form) -> AsyncGenerator[bytes, None]:
+        plugin_id = self.find(name).id
+        return history.follow(
+            self.log_root / plugin_id,
+            wanted,
+            form,
+            printed=lambda: self.printed,
+            going=lambda: plugin_id in self.plugins and self.plugins[plugin_id].enabled,
+        )
+
+    async def top(self, name: str) -> Top:
+        plugin = self.find(name)
+        if not plugin.enabled:
+            raise WrongStateError(f"plugin {plugin.name} is not running")
+        return Top(("PID", "CMD"), [["7", "/sample \x1b[31m"]])
+
+    def summaries(self) -> list[Summary]:
+        return [Summary(plugin.id, plugin.name) for plugin in sorted(self.plugins.values(), key=lambda each: each.name)]
+
+    async def describe(self, name: str) -> Summary:
+        plugin = self.find(name)
+        return Summary(plugin.id, plugin.name)
+
+    async def update(self, name: str, changes: dict[str, Any]) -> Options:
+        plugin = self.find(name)
+        own = self.options[plugin.id] = changed(self.options.get(plugin.id, {}), changes)
+        return Options().with_own(own)
+
     async def enable(self, name: str, *, timeout: int) -> None:
         plugin = self.find(name)
         if plugin.enabled:
@@ -253,7 +310,12 @@ class MemoryManager:
         plugin = self.find(name)
         if not plugin.enabled:
             raise WrongStateError(f"plugin is already disabled: plugin {plugin.name} found but disabled")
+        self._unused(plugin, force=force)
         self._switch(plugin, name, on=False)
+
+    def _unused(self, plugin: Plugin, *, force: bool) -> None:
+        if not force and (found := self.in_use.get(plugin.id)):
+            raise WrongStateError(f"plugin {plugin.name} is in use by {holders(found)}")
 
     def _switch(self, plugin: Plugin, typed: str, *, on: bool) -> None:
         self.plugins[plugin.id] = msgspec.structs.replace(plugin, enabled=on)
@@ -261,6 +323,7 @@ class MemoryManager:
 
     async def remove(self, name: str, *, force: bool) -> None:
         plugin = self.find(name)
+        self._unused(plugin, force=force)
         if plugin.enabled and not force:
             raise WrongStateError(f"plugin {plugin.name} is enabled")
         del self.plugins[plugin.id]
@@ -273,6 +336,37 @@ class MemoryManager:
 
     async def disk_usage(self) -> dict[str, int]:
         return {"plugins": len(self.plugins), "layers": 1000 * len(self.plugins)}
+
+    async def leases(self, name: str) -> list[PluginLease]:
+        return self.in_use.get(self.find(name).id, [])
+
+    async def acquire(
+        self, name: str, *, holder: str, purpose: str, seconds: float | None, capability: str
+    ) -> PluginLease:
+        plugin = self.find(name)
+        check_text("Holder", holder)
+        check_text("Purpose", purpose)
+        if not plugin.enabled:
+            raise WrongStateError(f"plugin {plugin.name} found but disabled")
+        if capability and capability not in {c.name for c in plugin.config.interface.capabilities}:
+            raise RefusedError(f'plugin does not provide "{capability}" capability')
+        others = [lease for lease in await self.leases(name) if (lease.holder, lease.purpose) != (holder, purpose)]
+        count = 1 + sum(lease.count for lease in await self.leases(name) if lease not in others)
+        expires = None if seconds is None else 1 + int(seconds * 1e9)
+        lease = PluginLease(holder=holder, purpose=purpose, count=count, since_ns=1, expires_ns=expires)
+        self.in_use[plugin.id] = [*others, lease]
+        return lease
+
+    async def release(self, name: str, *, holder: str, purpose: str | None, everything: bool) -> int:
+        plugin, found = self.find(name), await self.leases(name)
+        mine = [lease for lease in found if lease.holder == holder and purpose in {None, lease.purpose}]
+        left = [] if everything else [msgspec.structs.replace(lease, count=lease.count - 1) for lease in mine[:1]]
+        left = [lease for lease in left if lease.count] + ([] if everything else mine[1:])
+        self.in_use[plugin.id] = [*(lease for lease in found if lease not in mine), *left]
+        return sum(lease.count for lease in left)
+
+    async def mounts(self) -> list[Mount]:
+        return [Mount(f"/plugins/{plugin.id}", plugin.name) for plugin in self.plugins.values() if plugin.enabled]
 
     async def collect(self, *, dry_run: bool) -> Report:
         return Report([Digest.of(b"dry" if dry_run else b"gone")], 7)

@@ -109,16 +109,77 @@ def check_files(daemon: Daemon) -> None:
     containers = names(daemon.run / "runtime")
     assert len(containers) <= len(enabled)
     assert all(any(name.startswith(plugin[:12]) for plugin in enabled) for name in containers)
-    for hierarchy in [Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir()]:
-        for path in hierarchy.glob("pluginsvc-*"):
-            # those of other daemons on this machine are not ours to judge
-            ours = any(path.name.startswith(f"pluginsvc-{event['plugin_id'][:12]}") for event in journal(daemon))
-            assert not ours or path.name.removeprefix("pluginsvc-") in containers, path
+    # those of other daemons on this machine are not ours to judge
+    ours = {event["plugin_id"][:12] for event in journal(daemon)}
+    stray = {name for name in cgroups() if name[:12] in ours} - containers
+    assert stray == set(), stray
     assert all(any(plugin in point for plugin in enabled) for point in daemon.mounts()), daemon.mounts()
     assert daemon.proc
     own = {*workers(daemon.proc.pid), *(pid for pid in daemon.processes() if _is_of(pid, containers))}
     strays = {pid: words for pid, words in daemon.processes().items() if pid not in own}
     assert strays == {}, strays
+
+
+def cgroups() -> dict[str, set[int]]:
+    """Return all cgroups of plugins on this machine: the container's ID → the processes in it, in any hierarchy."""
+    found: dict[str, set[int]] = {}
+    for hierarchy in [Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir()]:
+        for path in hierarchy.glob("pluginsvc-*"):
+            with suppress(FileNotFoundError):
+                pids = map(int, (path / "cgroup.procs").read_text().split())
+                found.setdefault(path.name.removeprefix("pluginsvc-"), set()).update(pids)
+    return found
+
+
+def monitors(daemon: Daemon) -> dict[int, str]:
+    """Return the monitors of a daemon's plugins: process ID → the container's ID."""
+    found = {}
+    for pid, line in daemon.processes().items():
+        words = line.split()
+        if words and Path(words[0]).name == "conmon":
+            found[pid] = words[words.index("--cid") + 1]
+    return found
+
+
+def _accepts(folder: Path, name: str) -> bool:
+    """Tell whether a plugin's socket accepts connections, however long its path is."""
+    fd = os.open(folder, os.O_PATH)
+    try:
+        return procs.accepts(Path(f"/proc/self/fd/{fd}/{name}"))
+    finally:
+        os.close(fd)
+
+
+def check_lives(daemon: Daemon) -> dict[str, int]:
+    """Assert that what the database says of each plugin is what the API says and what there is.
+
+    Returns:
+        The plugins that run: ID → process ID.
+    """
+    api = Api(daemon.socket)
+    with _database(daemon) as db:
+        records = {key: json.loads(raw) for key, raw in db.execute("SELECT id, record FROM plugins")}
+        rows = {key: json.loads(raw) for key, raw in db.execute("SELECT plugin_id, status FROM plugin_status")}
+    listed = {plugin["Id"]: plugin for plugin in api.ok("GET", "/pluginsvc/v1/plugins")}
+    groups, watching, up = cgroups(), monitors(daemon), {}
+    assert listed.keys() == records.keys()
+    for plugin, shown in listed.items():
+        wished = records[plugin].get("enabled", False)
+        state = rows.get(plugin, {}).get("state", "stopped")
+        told = f"{shown} in the API, {rows.get(plugin)} in the database, wished: {wished}"
+        assert (shown["Desired"], shown["State"]) == ("enabled" if wished else "disabled", state), told
+        containers = {name: pids for name, pids in groups.items() if name.startswith(plugin[:12])}
+        monitored = [name for name in watching.values() if name.startswith(plugin[:12])]
+        if state in {"running", "healthy", "unhealthy"}:
+            assert wished, told
+            up[plugin] = api.ok("GET", f"/pluginsvc/v1/plugins/{plugin}/json")["Pid"]
+            assert list(containers.values()) == [{up[plugin]}], f"{told}: {containers}"
+            assert monitored == list(containers), f"{told}: {monitored}"
+            assert _accepts(daemon.run / "plugins" / plugin, "p.sock"), told
+        else:
+            assert state in {"stopped", "backing-off", "crash-loop"}, told
+            assert (containers, monitored) == ({}, []), told
+    return up
 
 
 def check_blobs(daemon: Daemon) -> None:

@@ -91,9 +91,9 @@ def test_a_disabled_plugin_stays_disabled(daemon: Daemon, folder: Folder) -> Non
 
 
 def test_without_live_restore_plugins_stop_and_come_back(folder: Folder, tmp_path: Path) -> None:
-    """With live-restore off, TERM stops plugins but not their wish: the next start brings them back."""
+    """Told to stop plugins, TERM stops plugins but not their wish: the next start brings them back."""
     config = tmp_path / "c.toml"
-    config.write_text("live-restore = false\n")
+    config.write_text('shutdown = "stop"\n')
     with running_daemon("--config", str(config)) as daemon:
         plugin_id = created(daemon, folder)
         daemon.cli().run("plugin", "enable", "p", check=True)
@@ -170,9 +170,9 @@ def test_a_crash_leaves_the_plugins_mounts(daemon: Daemon, folder: Folder) -> No
 
 
 def test_stop_with_a_plugin_that_waits_for_its_next_start(folder: Folder, tmp_path: Path) -> None:
-    """With live-restore off, TERM leaves nothing running though one plugin is between two starts."""
+    """Told to stop plugins, TERM leaves nothing running though one plugin is between two starts."""
     config = tmp_path / "c.toml"
-    config.write_text("live-restore = false\n")
+    config.write_text('shutdown = "stop"\n')
     with running_daemon("--config", str(config)) as daemon:
         plugin_id = created(daemon, folder)
         cli = daemon.cli()
@@ -215,7 +215,7 @@ def test_disable_during_back_off(daemon: Daemon, folder: Folder) -> None:
     [("exit", "exited with code 3 before its socket accepted a connection"), ("nosocket", "did not become ready")],
 )
 def test_enable_says_why_it_failed(daemon: Daemon, folder: Folder, fault: str, says: str) -> None:
-    """A plugin that dies fails enable at once with its last lines; one without a socket after Moby's 12.5 s."""
+    """A plugin that dies fails enable at once with its last lines; one without a socket when its time is up."""
     plugin_id = created(daemon, folder)
     cli = daemon.cli()
     cli.run("plugin", "set", "p", f"FAULT={fault}", check=True)
@@ -224,7 +224,7 @@ def test_enable_says_why_it_failed(daemon: Daemon, folder: Folder, fault: str, s
     took = time.monotonic() - began
     assert done.returncode != 0
     assert says in done.stderr
-    assert took < 5 if fault == "exit" else 12.5 <= took < 20
+    assert took < 5 if fault == "exit" else 1 <= took < 8
     assert enabled(cli) == "false"
     assert plugin_pid(daemon, plugin_id) == 0
     assert daemon.mounts() == []

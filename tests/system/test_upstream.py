@@ -279,13 +279,13 @@ def test_the_runtime_may_be_a_script(tmp_path: Path, folder: Folder) -> None:
     script.write_text(f'#!/bin/sh\necho "$@" >>{marker}\nexec runc --debug "$@"\n')
     script.chmod(0o755)
     config = tmp_path / "c.toml"
-    config.write_text("live-restore = false\n")
+    config.write_text('shutdown = "stop"\n')
     with running_daemon("--config", str(config)) as daemon:
         api = Api(daemon.socket)
         plugin_id = created(api, "p", folder())
         api.ok("POST", "/plugins/p/enable", {"timeout": 0})
         assert daemon.stop() == 0
-        config.write_text(f'live-restore = false\nruntime = "{script}"\n')
+        config.write_text(f'shutdown = "stop"\nruntime = "{script}"\n')
         daemon.start()
         procs.wait_until(lambda: pid_of(daemon, plugin_id))
         assert re.search(rf"^(?=.* create .*{plugin_id[:12]}).*--root", marker.read_text(), re.MULTILINE)
@@ -336,7 +336,7 @@ def test_removal_unmounts_its_own_only(daemon: Daemon, api: Api, name: str, fold
     assert daemon.mounts() == [str(rootfs[f"{name}-two"] / "data")]
     api.ok("DELETE", f"/plugins/{name}-two", {"force": 1})
     assert daemon.mounts() == []
-    procs.wait_until(lambda: not list((daemon.root / "plugins").glob("*-removing")))
+    procs.wait_until(lambda: not list((daemon.root / "plugins").glob("*-removing*")))
 
 
 def test_a_mount_in_use_does_not_stop_a_removal(daemon: Daemon, api: Api, name: str, folder: Folder) -> None:

@@ -9,6 +9,8 @@ from openapi_spec_validator import validate
 
 from pluginsvc.api.events import EventStreams
 from pluginsvc.api.handlers import PluginHandlers
+from pluginsvc.api.leases import LeaseHandlers
+from pluginsvc.api.logs import OutputHandlers
 from pluginsvc.api.native import OPENAPI, NativeHandlers
 from pluginsvc.api.params import MAX_API_VERSION, MIN_API_VERSION
 from pluginsvc.api.routing import Route
@@ -24,6 +26,8 @@ def _routes() -> list[Route]:
         *PluginHandlers(memory).routes(),
         *SystemHandlers(memory, FACTS, listening=[], event_streams=()).routes(),
         *NativeHandlers(memory).routes(),
+        *LeaseHandlers(memory).routes(),
+        *OutputHandlers(memory).routes(),
         Route("GET", "/events", EventStreams(memory.events.follow).serve),
     ]
 
