@@ -18,6 +18,12 @@ _LEAST_MEMORY = 6 << 20
 """As Docker: runc 1.1 itself takes 2.5 MiB while it starts a container, and fails where the limit is lower."""
 
 _FIELD = re.compile(r"`\$\.([\w-]+)`")
+_FORMS = {
+    "restart": "always, on-failure[:MAX] or no",
+    "probe": "auto, none, or a call such as Plugin.Activate",
+    "seccomp": "the absolute path of a file, or nothing",
+}
+"""What is behind the patterns below, for people."""
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 Restart = Annotated[str, msgspec.Meta(pattern=r"^(no|always|on-failure(:[1-9][0-9]{0,5})?)\Z")]
@@ -102,12 +108,15 @@ def changed(own: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         InvalidOptions: an unknown name, or a value that it cannot have.
     """
     merged = {name: value for name, value in (own | changes).items() if value is not None}
-    unknown = sorted(set(changes) - set(Options.__struct_encode_fields__))
-    if unknown:
-        raise InvalidOptions(f"{unknown[0]!r} is none; there are {', '.join(Options.__struct_encode_fields__)}")
+    names = Options.__struct_encode_fields__
+    if unknown := sorted(set(changes).difference(names)):
+        raise InvalidOptions(f"{unknown[0]!r} is none of {', '.join(names)}")
     try:
         checked = msgspec.convert(merged, Options)
     except msgspec.ValidationError as exc:
+        found = _FIELD.search(str(exc))
+        if found and found[1] in _FORMS and isinstance(merged[found[1]], str):
+            raise InvalidOptions(f"{found[1]} cannot be {merged[found[1]]!r}, but {_FORMS[found[1]]}") from exc
         raise InvalidOptions(_FIELD.sub(r"\1", str(exc))) from exc
     everything = msgspec.to_builtins(checked)
     return {name: everything[name] for name in merged}
