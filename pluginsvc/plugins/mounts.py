@@ -61,8 +61,10 @@ class Ledger:
     async def make(self, plugin_id: str) -> Path:
         """Make a plugin's propagated mount; one that is still there is taken over as it is.
 
+        What cannot be written down is made all the same, for a full disk is no reason to keep a plugin from its
+        volumes: ``clear`` asks the mount table too, and the next start takes the mount over.
+
         Raises:
-            StateError: it cannot be written down; nothing was mounted.
             DiskTrouble, MountFailed: see ``Disk.make_propagated``.
         """
         async with self._locks(plugin_id):
@@ -71,7 +73,7 @@ class Ledger:
             row = next((row for row in known if base is not None and _means(row, base)), None)
             if row is None:
                 row = _row(plugin_id, point, None)
-                await self._database.write(lambda db: rows.put(db, row))
+                await self._put(row)
             try:
                 path = await self._disk.make_propagated(plugin_id)
             except PluginsvcError:
@@ -80,8 +82,14 @@ class Ledger:
                 raise
             if not row.mount_id or row.trouble:
                 _, base = await to_thread.run_sync(self._look, plugin_id)
-                await self._database.write(lambda db: rows.put(db, _row(plugin_id, point, base, row.since_ns)))
+                await self._put(_row(plugin_id, point, base, row.since_ns))
         return path
+
+    async def _put(self, row: MountRow) -> None:
+        try:
+            await self._database.write(lambda db: rows.put(db, row))
+        except PluginsvcError as exc:
+            _log.error("mounts.not_written", path=row.path, error=str(exc))
 
     async def clear(self, plugin_id: str, *, force: bool = False) -> None:
         """Unmount all that is mounted in a plugin's directory, lazily where it is in use.

@@ -125,7 +125,7 @@ def cgroups() -> dict[str, set[int]]:
     found: dict[str, set[int]] = {}
     for hierarchy in [Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir()]:
         for path in hierarchy.glob("pluginsvc-*"):
-            with suppress(FileNotFoundError):
+            with suppress(OSError):  # it goes while we look
                 pids = map(int, (path / "cgroup.procs").read_text().split())
                 found.setdefault(path.name.removeprefix("pluginsvc-"), set()).update(pids)
     return found
