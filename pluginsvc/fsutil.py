@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -155,6 +156,9 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
 
 
+_LOCK_SECONDS = 2.0
+
+
 @contextmanager
 def locked_directory(path: Path, mode: int) -> Iterator[None]:
     """Hold the exclusive lock of a directory, made with ``mode`` where it is missing; no child inherits it."""
@@ -166,10 +170,17 @@ def locked_directory(path: Path, mode: int) -> Iterator[None]:
     except OSError as exc:
         raise NoDirectory(path, exc) from exc
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
-            raise AlreadyRunning(path) from exc
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as exc:
+                # a child of a daemon that was killed has it until it has become its program: whoever
+                # clears up before that does not see it
+                if time.monotonic() > deadline:
+                    raise AlreadyRunning(path) from exc
+                time.sleep(0.01)
         yield
     finally:
         os.close(fd)

@@ -10,7 +10,7 @@ import structlog
 from pluginsvc.errors import PluginsvcError
 from pluginsvc.fsutil import boot_id
 from pluginsvc.model.config import parse_config
-from pluginsvc.model.lifecycle import UP, WAITING, Status
+from pluginsvc.model.lifecycle import WAITING, Status
 from pluginsvc.model.plugin import PluginConfig, PluginRecord
 from pluginsvc.plugins.inventory import Entry
 from pluginsvc.plugins.parts import Parts
@@ -66,7 +66,8 @@ async def _resume(parts: Parts, supervisor: Supervisor, record: PluginRecord, be
         await _clear(supervisor, record.id)
         instance = None
     if instance is not None:
-        now = before if before.state in UP else before.found("running", reason="found running")
+        # one that the old daemon had not seen ready is waited for, and written down, by its task
+        now = before
     elif before.state == "stopped" and before.boot == boot_id():
         # it ended, and its policy wants no restart; the next boot is another matter
         parts.inventory.put_status(record.id, before)
@@ -101,11 +102,17 @@ async def _load(parts: Parts, record: PluginRecord) -> Entry | None:
 
 async def _clear_strays(parts: Parts, supervisor: Supervisor, wished: frozenset[str]) -> None:
     """Stop what runs without a wish: an enable that a crash interrupted, or a plugin that is gone."""
-    for plugin_id in await parts.executor.instances():
-        if plugin_id not in wished:
-            _log.warning("plugin.stray_stopped", plugin=plugin_id)
-            await _clear(supervisor, plugin_id)
-            await parts.mounts.clear(plugin_id)
+
+    async def clear(plugin_id: str) -> None:
+        _log.warning("plugin.stray_stopped", plugin=plugin_id)
+        await _clear(supervisor, plugin_id)
+        await parts.mounts.clear(plugin_id)
+
+    # all at once: each that does not heed TERM takes its whole grace, and nobody is answered before
+    async with anyio.create_task_group() as group:
+        for plugin_id in await parts.executor.instances():
+            if plugin_id not in wished:
+                group.start_soon(clear, plugin_id)
 
 
 async def _clear(supervisor: Supervisor, plugin_id: str) -> None:

@@ -18,7 +18,8 @@ from pluginsvc import log
 from pluginsvc.errors import Internal, InvalidParameter, PluginsvcError, first_leaf
 from pluginsvc.fsutil import boot_id
 from pluginsvc.model.event import Event
-from pluginsvc.model.lifecycle import WAITING, Ended, State, after_life
+from pluginsvc.model.lifecycle import UP, WAITING, Ended, State, after_life
+from pluginsvc.model.plugin import PluginRecord
 from pluginsvc.plugins import install
 from pluginsvc.plugins.health import watch_health
 from pluginsvc.plugins.inventory import Entry
@@ -126,13 +127,17 @@ class Supervisor:
                 propagated=propagated,
             )
             instance = await self._parts.executor.start(launch)
-            await instance.ready(config.interface.socket, timeout or options.start_timeout or MOBY_BUDGET)
+            await instance.ready(config.interface.socket, self._within(record, timeout))
         except BaseException:
             with anyio.move_on_after(CLEANUP_SECONDS, shield=True):
                 await self._kill(record.id)
             raise
         self._instances[record.id] = instance
         return instance
+
+    def _within(self, record: PluginRecord, timeout: float) -> float:
+        """Return the seconds that a plugin gets to open its socket."""
+        return timeout or self._parts.options(record).start_timeout or MOBY_BUDGET
 
     async def _kill(self, plugin_id: str) -> None:
         """Undo a start; why it failed is what the caller must hear of, not what this meets."""
@@ -243,15 +248,20 @@ class Supervisor:
     async def _up(self, entry: Entry, watch: _Watch) -> tuple[Instance, float]:
         """Return what runs of the plugin, started if need be, and for how many seconds it has been up."""
         record = entry.record
+        before = self._parts.inventory.status(record.id)
         instance = self._instances.get(record.id)
         age = 0.0
-        if instance is not None:
+        if instance is not None and before.state in UP:
             age = max(0.0, (time.time_ns() - instance.started_ns) / 1e9)
         else:
-            before = self._parts.inventory.status(record.id)
             again = before.state in WAITING
             reason = f"started again after: {before.reason}" if again else before.reason
-            instance = await self.start(entry, record.timeout, reason=reason)
+            if instance is None:
+                instance = await self.start(entry, record.timeout, reason=reason)
+            else:
+                # the daemon that had started it died before it had seen it ready
+                self.show(record.id, "starting", reason)
+                await instance.ready(entry.config.interface.socket, self._within(record, record.timeout))
             events = [lifecycle("restart", record, attributes={"failures": str(before.failures)})] if again else []
             await self._parts.arrive(record.id, "running", reason, *events, restarts=before.restarts + again)
             _log.info("plugin.running", plugin=record.id, name=record.name)

@@ -70,7 +70,7 @@ class Daemon:
 
     def mounts(self) -> list[str]:
         """Return the mount points below `top`."""
-        table = Path("/proc/self/mountinfo").read_text().splitlines()
+        table = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
         return [line.split()[4] for line in table if f"{self.top}/" in line.split()[4] + "/"]
 
     def processes(self) -> dict[int, str]:
@@ -91,7 +91,7 @@ class Daemon:
 
     def _is_root_of(self, process: Path) -> bool:
         # in a mere copy of the host's mounts, which others make as well, what is ours is mounted at places of ours
-        lines = (process / "mountinfo").read_text().splitlines()
+        lines = (process / "mountinfo").read_text(errors="replace").splitlines()
         return any(
             str(self.top) in root and str(self.top) not in place for _, _, _, root, place, *_ in map(str.split, lines)
         )

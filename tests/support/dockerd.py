@@ -117,6 +117,6 @@ def _children(process: Path) -> list[int]:
 
 def _unmount_below(root: Path) -> None:
     """Detach what a killed container left mounted below `root`, the deepest first."""
-    points = [line.split(" ")[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    points = [line.split(" ")[4] for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()]
     for point in sorted((p for p in points if Path(p).is_relative_to(root)), key=len, reverse=True):
         subprocess.run(["umount", "--lazy", "--no-canonicalize", point], check=False, timeout=30)

@@ -193,7 +193,7 @@ class Booted:
 
     def mounts(self) -> list[str]:
         """Return the mount points in PID 1's namespace."""
-        return [line.split()[4] for line in Path(f"/proc/{self.pid}/mountinfo").read_text().splitlines()]
+        return [line.split()[4] for line in Path(f"/proc/{self.pid}/mountinfo").read_text(errors="replace").splitlines()]
 
     def _answers(self) -> bool:
         # before this PID 1 has a root of its own, `systemctl` would ask the machine's
@@ -231,7 +231,7 @@ def booted(top: Path, fill: Callable[[Path], None]) -> Iterator[Booted]:
 
 
 def _cgroup_root() -> Path | None:
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
         before, after = line.split(" - ")
         if after.startswith("cgroup2 ") and os.access(point := before.split()[4], os.W_OK):
             return Path(point)

@@ -111,7 +111,7 @@ class Bench:
                         continue  # dead, and init's to reap
                     if str(self.root) in facts or any(f"{plugin_id[:12]}-" in facts for plugin_id in self._ids):
                         found.append(f"process {entry}: {facts!r}")
-        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+        mounts = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
         return found + [f"mount {line}" for line in mounts if str(self.root) in line]
 
 

@@ -265,7 +265,7 @@ def test_what_is_no_plugin(docker: DockerCLI, daemon: Daemon, registry: Registry
 
 def device_mounts() -> list[str]:
     """Return what is mounted at and below /dev."""
-    table = Path("/proc/self/mountinfo").read_text().splitlines()
+    table = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
     return [line for line in table if f"{line.split()[4]}/".startswith("/dev/")]
 
 
