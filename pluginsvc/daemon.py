@@ -173,6 +173,7 @@ class _Daemon:
             )
             facts = await to_thread.run_sync(_facts, settings)
             await services.start(self._signals, registry, facts)
+            services.start_soon(self._hurry_up)
             await services.start(executor.serve)
             publisher = Publisher(database, bus)
             await services.start(publisher.run)
@@ -202,7 +203,6 @@ class _Daemon:
                         seconds=round(anyio.current_time() - started, 3),
                     )
                     await self._stop.wait()
-                    services.start_soon(self._hurry_up)
                     self._notifier.stopping()
                     _log.info("daemon.stopping")
                     # nobody keeps plugins over that, and now there still is the network that their storage needs
@@ -234,20 +234,26 @@ class _Daemon:
         *,
         task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
     ) -> None:
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-            task_status.started()
-            async for number in signals:
-                if number == signal.SIGHUP:
-                    # before the first READY there is nothing to say: the end of a reload is told by READY too
-                    if self._ready:
-                        self._notifier.reloading()
-                    await self._take_over(registry, facts)
-                    if self._ready:
-                        self._notifier.ready("configuration read again")
-                elif self._stop.is_set():
-                    self._hurry.set()
-                else:
-                    self._stop.set()
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        try:
+            with anyio.open_signal_receiver(*numbers) as signals:
+                task_status.started()
+                async for number in signals:
+                    if number == signal.SIGHUP:
+                        # before the first READY there is nothing to say: the end of a reload is told by READY too
+                        if self._ready:
+                            self._notifier.reloading()
+                        await self._take_over(registry, facts)
+                        if self._ready:
+                            self._notifier.ready("configuration read again")
+                    elif self._stop.is_set():
+                        self._hurry.set()
+                    else:
+                        self._stop.set()
+        finally:
+            # the receiver has put the defaults back, which would kill us while we close the database
+            for number in numbers:
+                signal.signal(number, signal.SIG_IGN)
 
     async def _take_over(self, registry: Registry, facts: SystemFacts) -> None:
         """Apply what may change in a running daemon; a configuration that is wrong changes nothing."""
@@ -270,6 +276,8 @@ class _Daemon:
         )
 
     async def _hurry_up(self) -> None:
+        # from the signal on, also where it comes during the start
+        await self._stop.wait()
         await anyio.sleep(self._settings.shutdown_timeout - _KILL_SECONDS)
         self._hurry.set()
 

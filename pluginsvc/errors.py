@@ -27,6 +27,10 @@ class PluginsvcError(Exception):
 
     status: ClassVar[int] = 500
 
+    def __init__(self, *args: object) -> None:
+        # names of files, which plugins may choose, need not be UTF-8; what is told and written down has to be
+        super().__init__(*(a.encode(errors="backslashreplace").decode() if isinstance(a, str) else a for a in args))
+
 
 class InvalidParameter(PluginsvcError):
     """The caller's input is wrong."""

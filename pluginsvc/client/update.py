@@ -64,7 +64,7 @@ def _flags(command: Any) -> Any:
 def update(daemon: Connection, /, name: str, defaults: tuple[str, ...], **given: Any) -> None:
     """Change how a plugin is kept, running or not, and show all that counts.
 
-    Restarts change at once, everything else with the next start.
+    How it is restarted counts from its next end on, everything else from its next start on.
     """
     changes = {key.replace("_", "-"): value for key, value in given.items() if value is not None}
     twice = sorted(set(defaults) & set(changes))

@@ -19,6 +19,7 @@ from pluginsvc.fsutil import boot_id
 from pluginsvc.model.event import EngineView
 from pluginsvc.model.lifecycle import State, Status
 from pluginsvc.model.options import Options, changed
+from pluginsvc.model.plugin import PluginRecord
 from pluginsvc.plugins import usage
 from pluginsvc.plugins.inventory import Entry
 from pluginsvc.plugins.parts import CLEANUP_SECONDS, Parts, lifecycle
@@ -77,11 +78,15 @@ async def enable(parts: Parts, supervisor: Supervisor, job: Job, entry: Entry, *
             supervisor.watch(record.id, instance)
     except BaseException as exc:
         # the wish was not saved: what runs must not outlive it
-        with anyio.move_on_after(parts.stop_grace + CLEANUP_SECONDS, shield=True):
-            await _clear(supervisor, entry)
+        try:
+            with anyio.move_on_after(parts.stop_grace + CLEANUP_SECONDS, shield=True):
+                await _clear(supervisor, entry)
+        finally:
+            # however that went: nothing starts it any more
             if parts.inventory.status(record.id).state == "starting":
                 why = str(exc).partition("\n")[0] or "interrupted"
-                await parts.arrive(record.id, "stopped", f"could not be enabled: {why}")
+                with anyio.CancelScope(shield=True):
+                    await parts.arrive(record.id, "stopped", f"could not be enabled: {why}")
         raise
 
 
@@ -94,6 +99,7 @@ async def disable(parts: Parts, supervisor: Supervisor, job: Job, entry: Entry, 
         await usage.require_unused(parts, entry)
     with job.commit():
         await supervisor.release(record.id)
+        before = parts.inventory.status(record.id).state
         try:
             supervisor.show(record.id, "stopping", "disabled")
             await _clear(supervisor, entry)
@@ -103,8 +109,7 @@ async def disable(parts: Parts, supervisor: Supervisor, job: Job, entry: Entry, 
             status = _moved(parts, record.id, "stopped", "disabled")
             await parts.save(record, entry.config, event, status=status)
         except Exception:
-            # the wish stands, so somebody must go on fulfilling it
-            supervisor.watch(record.id, None)
+            _resume(supervisor, record, before)
             raise
 
 
@@ -130,6 +135,7 @@ async def remove(
 
     with job.commit():
         await supervisor.release(record.id)
+        before = parts.inventory.status(record.id).state
         try:
             if record.enabled:
                 supervisor.show(record.id, "stopping", "removed")
@@ -137,10 +143,7 @@ async def remove(
             supervisor.show(record.id, "removing", "removed")
             await parts.database.write(work)
         except Exception:
-            if record.enabled:
-                supervisor.watch(record.id, None)
-            elif parts.inventory.status(record.id).state == "removing":
-                supervisor.show(record.id, "stopped", "could not be removed")
+            _resume(supervisor, record, before)
             raise
         parts.inventory.drop(record.id)
         return await parts.mounts.bury(record.id)
@@ -149,7 +152,7 @@ async def remove(
 async def update(parts: Parts, job: Job, entry: Entry, changes: dict[str, Any]) -> Options:
     """Change a plugin's options, running or not, and return those that count now.
 
-    How it is restarted changes at once, everything else with its next start.
+    How it is restarted counts from its next end on, everything else from its next start on.
 
     Raises:
         InvalidOptions: nothing was changed.
@@ -167,6 +170,15 @@ def _moved(parts: Parts, plugin_id: str, state: State, reason: str, **change: An
     """Return a plugin's status after a move that is saved with its record."""
     before = parts.inventory.status(plugin_id)
     return before.to(state, now_ns=time.time_ns(), reason=reason, boot=boot_id(), **change)
+
+
+def _resume(supervisor: Supervisor, record: PluginRecord, before: State) -> None:
+    """Give a plugin back after a change that failed: where it was to run, somebody must go on fulfilling the wish."""
+    if record.enabled and before != "stopped":
+        supervisor.watch(record.id, None)
+    else:
+        # never enabled, stopped by its policy, or in ruins
+        supervisor.settle(record.id, "a change of it has failed")
 
 
 async def _clear(supervisor: Supervisor, entry: Entry) -> None:

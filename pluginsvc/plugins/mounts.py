@@ -20,7 +20,7 @@ from anyio import to_thread
 from pluginsvc.errors import PluginsvcError
 from pluginsvc.fsutil import Mount, boot_id
 from pluginsvc.model.lease import PluginLease, holders
-from pluginsvc.plugins.disk import Disk
+from pluginsvc.plugins.disk import Disk, DiskTrouble
 from pluginsvc.rootfs import mounts
 from pluginsvc.state import mounts as rows
 from pluginsvc.state import plugin_leases, plugins
@@ -219,7 +219,10 @@ class Ledger:
                     break
             return found, troubles
 
-        found, troubles = await to_thread.run_sync(unmount)
+        try:
+            found, troubles = await to_thread.run_sync(unmount)
+        except OSError as exc:
+            raise DiskTrouble(f"unmount what is mounted for {plugin_id[:12]}", exc) from exc
         numbers = {mount.id for mount in found}
         held = f"held by {holders(leases)}" if leases else "still mounted"
 

@@ -152,8 +152,15 @@ class Parts:
         self.inventory.put_status(plugin_id, status)
         try:
             await self.note(*events, status=(plugin_id, status))
-        except PluginsvcError as exc:
-            _log.error("plugin.status_not_written", plugin=plugin_id, state=state, error=str(exc))
+        except Exception as exc:  # noqa: BLE001 - whatever it was, supervision goes on
+            known = isinstance(exc, PluginsvcError)
+            _log.error(
+                "plugin.status_not_written",
+                plugin=plugin_id,
+                state=state,
+                error=str(exc),
+                exc_info=None if known else exc,
+            )
 
     def options(self, record: PluginRecord) -> Options:
         """Return the options that count for a plugin."""

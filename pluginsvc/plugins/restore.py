@@ -82,7 +82,7 @@ async def _attach(parts: Parts, plugin_id: str) -> Instance | None:
     """Return what runs of a plugin; what cannot be found out is left to the next start, which clears first."""
     try:
         return await parts.executor.attach(plugin_id)
-    except PluginsvcError as exc:
+    except (OSError, PluginsvcError) as exc:
         _log.error("plugin.not_attached", plugin=plugin_id, error=str(exc))
         return None
 

@@ -18,7 +18,7 @@ from pluginsvc import log
 from pluginsvc.errors import Internal, InvalidParameter, PluginsvcError, first_leaf
 from pluginsvc.fsutil import boot_id
 from pluginsvc.model.event import Event
-from pluginsvc.model.lifecycle import UP, WAITING, Ended, State, after_life
+from pluginsvc.model.lifecycle import LONGEST_DELAY, UP, WAITING, Ended, State, after_life
 from pluginsvc.model.plugin import PluginRecord
 from pluginsvc.plugins import install
 from pluginsvc.plugins.health import watch_health
@@ -31,6 +31,8 @@ _log = structlog.get_logger()
 MOBY_BUDGET = 12.5
 """Seconds that a plugin gets to open its socket where nobody says (REF 3.6)."""
 _LAST_LINES = 20
+_MOST_LOG = 4096
+"""Characters of a plugin's last lines that its exit event keeps: the journal holds 100 000 events."""
 
 
 class NoSocket(InvalidParameter):
@@ -86,6 +88,11 @@ class Supervisor:
         """Say that a plugin is on its way to somewhere; only where it arrives is written down."""
         status = self._parts.inventory.status(plugin_id)
         self._parts.inventory.put_status(plugin_id, status.to(state, now_ns=time.time_ns(), reason=reason))
+
+    def settle(self, plugin_id: str, reason: str) -> None:
+        """Say that a plugin on its way to somewhere has come to rest."""
+        if self._parts.inventory.status(plugin_id).state != "stopped":
+            self.show(plugin_id, "stopped", reason)
 
     def instance(self, plugin_id: str) -> Instance | None:
         """Return what runs of a plugin, or has just ended."""
@@ -160,8 +167,12 @@ class Supervisor:
                 instance = await self._parts.executor.attach(plugin_id)
             if instance is not None:
                 await instance.stop(grace=self._parts.stop_grace, hurry=self._parts.hurry)
-        except OSError as exc:
-            raise CannotStop(plugin_id, exc) from exc
+        except (OSError, ExceptionGroup) as exc:
+            # what is met while it is waited for comes in a group
+            error = first_leaf(exc)
+            if not isinstance(error, OSError):
+                raise
+            raise CannotStop(plugin_id, error) from exc
         await self._parts.executor.cleanup(plugin_id)
 
     async def clear(self, plugin_id: str) -> None:
@@ -197,6 +208,8 @@ class Supervisor:
         watched = list(self._watches)
         # all of them first: one that waits for its next start must not rise while the others are stopped
         for plugin_id in watched:
+            self._watches[plugin_id].scope.cancel()
+        for plugin_id in watched:
             await self.release(plugin_id)
         async with anyio.create_task_group() as group:
             for plugin_id in {*watched, *self._instances}:
@@ -226,7 +239,7 @@ class Supervisor:
                 instance, age = await self._up(entry, watch)
                 since = anyio.current_time() - age
                 async with anyio.create_task_group() as group:
-                    group.start_soon(watch_health, self._parts, entry, instance)
+                    group.start_soon(watch_health, self._parts, entry, instance, age > 0)
                     status = await instance.wait()
                     group.cancel_scope.cancel()
                 lived = anyio.current_time() - since
@@ -240,7 +253,12 @@ class Supervisor:
                 _log.error("plugin.failed", plugin=plugin_id, error=reason, exc_info=None if known else exc)
                 watch.tried.set()
             with anyio.CancelScope(shield=True):
-                delay = await self._after_life(entry, lived, status, reason, tail)
+                try:
+                    delay = await self._after_life(entry, lived, status, reason, tail)
+                except Exception as exc:  # noqa: BLE001
+                    # a bug of ours, or a machine that is short of everything: it must not end the daemon
+                    _log.exception("plugin.not_noted", plugin=plugin_id, error=str(exc))
+                    delay = LONGEST_DELAY
             if delay is None:
                 return
             await anyio.sleep(delay)
@@ -265,10 +283,11 @@ class Supervisor:
             events = [lifecycle("restart", record, attributes={"failures": str(before.failures)})] if again else []
             await self._parts.arrive(record.id, "running", reason, *events, restarts=before.restarts + again)
             _log.info("plugin.running", plugin=record.id, name=record.name)
-        # one that ended while the daemon was away is not ready: the start that follows is its try
         if await instance.running():
             watch.tried.set()
-        return instance, age
+            return instance, age
+        # one that ended while the daemon was away is not ready: the start that follows is its try
+        return instance, 0.0
 
     async def _after_life(
         self, entry: Entry, lived: float, status: Exit | None, reason: str, tail: list[str]
@@ -294,6 +313,8 @@ class Supervisor:
             spread=random.uniform(0.9, 1.1),  # noqa: S311 - no secret
         )
         now = time.time_ns()
+        # the lines behind the first are the plugin's last ones, which are told on their own
+        reason = reason.partition("\n")[0]
         ended, events = before.exit, list[Event]()
         if status is not None:
             instance = self._instances.get(record.id)
@@ -304,8 +325,8 @@ class Supervisor:
                 time_ns=now,
                 container=instance.container_id if instance is not None else "",
             )
-            reason = reason.partition("\n")[0] or str(ended)
-            attributes = {"code": str(status.code), "oom": str(status.oom).lower(), "log": "\n".join(tail)}
+            reason = reason or str(ended)
+            attributes = {"code": str(status.code), "oom": str(status.oom).lower(), "log": "\n".join(tail)[-_MOST_LOG:]}
             if status.signal is not None:
                 attributes["signal"] = str(status.signal)
             events.append(lifecycle("exit", record, attributes=attributes | {"state": retry.state}))

@@ -80,9 +80,16 @@ def below(path: Path) -> list[Mount]:
     """Return the mounts at or below ``path``, each before the one it lies on."""
     table, top = mount_table(), os.path.realpath(path)
 
+    depths: dict[int, int] = {}
+
     def depth(mount: Mount) -> int:
-        parent = table.get(mount.parent)
-        return 0 if parent is None or parent == mount else 1 + depth(parent)
+        # no recursion: plugins may stack thousands
+        chain = [mount]
+        while (last := chain[-1]).id not in depths and last.parent in table and last.parent != last.id:
+            chain.append(table[last.parent])
+        top = depths.get(chain[-1].id, 0)
+        depths.update((each.id, top + number) for number, each in enumerate(reversed(chain)))
+        return depths[mount.id]
 
     found = [mount for mount in table.values() if f"{mount.point}/".startswith(f"{top}/")]
     return sorted(found, key=depth, reverse=True)

@@ -43,6 +43,11 @@ _UMOUNT_NOFOLLOW = 8
 _MNT_DETACH = 2
 
 
+def is_plugin_id(name: str) -> bool:
+    """Tell whether a name can be a plugin's ID."""
+    return _PLUGIN_ID.fullmatch(name) is not None
+
+
 class Mark(msgspec.Struct, frozen=True):
     """A place in a log file that renaming the file does not move."""
 

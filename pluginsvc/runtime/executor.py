@@ -20,7 +20,7 @@ from pluginsvc.errors import Internal
 from pluginsvc.fsutil import boot_id, remove_tree
 from pluginsvc.model.output import Form, Wanted
 from pluginsvc.runtime import cgroup, history, logs, monitor, processes
-from pluginsvc.runtime.bundle import Mark, Place, Record
+from pluginsvc.runtime.bundle import Mark, Place, Record, is_plugin_id
 from pluginsvc.runtime.command import CommandFailed
 from pluginsvc.runtime.forward import Forwarder
 from pluginsvc.runtime.instance import Exit, Instance
@@ -182,7 +182,8 @@ class Executor:
             for name in ("instances", "plugins"):
                 with contextlib.suppress(FileNotFoundError):
                     found.update(os.listdir(self._run_root / name))
-            return sorted(found)
+            # what else is there is not ours, and no reason not to start
+            return sorted(name for name in found if is_plugin_id(name))
 
         return await to_thread.run_sync(work)
 

@@ -122,6 +122,8 @@ class Forwarder:
     async def release(self, plugin_id: str) -> None:
         """Pass on what is left, within reason, and forget the plugin."""
         followed = self._followed.pop(plugin_id, None)
+        if event := self._printed.pop(plugin_id, None):
+            event.set()
         if followed is None:
             return
         self._watches.remove(followed.place.logs)

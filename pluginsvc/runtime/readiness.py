@@ -16,7 +16,7 @@ from asyncinotify import Mask
 
 from pluginsvc.runtime.watches import Watches
 
-_CHANGES = Mask.CREATE | Mask.MOVED_TO | Mask.DELETE | Mask.MOVED_FROM
+_CHANGES = Mask.CREATE | Mask.MOVED_TO | Mask.DELETE | Mask.MOVED_FROM | Mask.ONESHOT
 _FIRST_PAUSE = 0.001
 _LONGEST_PAUSE = 0.1
 _SAFETY_NET = 1.0
@@ -46,14 +46,18 @@ class SocketWatch:
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         self._watches.remove(self._directory)
 
-    def _notice(self, name: Path | None) -> None:
-        if name is None or name.name == self._name:
-            self._appeared.set()
+    def _notice(self, _name: Path | None) -> None:
+        self._appeared.set()
+
+    def _forget(self) -> None:
+        # fires once until it is set again: a plugin that fills its directory costs no more than our looks at it
+        self._appeared = anyio.Event()
+        self._watches.rearm(self._directory)
 
     async def changed(self) -> None:
-        """Return when a node of the socket's name has come or gone since this returned last."""
+        """Return when any name has come or gone in the socket's directory since this returned last."""
         await self._appeared.wait()
-        self._appeared = anyio.Event()
+        self._forget()
 
     async def look(self) -> str:
         """Connect once; return why that did not work, or nothing."""
@@ -64,7 +68,7 @@ class SocketWatch:
         """Return once a connection was accepted; meanwhile ``trouble`` says why the last one was not."""
         pause = _FIRST_PAUSE
         while True:
-            self._appeared = anyio.Event()
+            self._forget()
             error = await to_thread.run_sync(connect, self._directory, self._name)
             if error is None:
                 return

@@ -53,6 +53,10 @@ class Proc:
                 raise ProcessFailedError(f"{self._popen.args!r} did not answer in {timeout} s:\n{self.tail()}")
             time.sleep(POLL)
 
+    def running(self) -> bool:
+        """Tell whether it has not ended."""
+        return self._popen.poll() is None
+
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to this one process; nothing happens when it has ended."""
         self._popen.send_signal(number)

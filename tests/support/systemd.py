@@ -193,7 +193,9 @@ class Booted:
 
     def mounts(self) -> list[str]:
         """Return the mount points in PID 1's namespace."""
-        return [line.split()[4] for line in Path(f"/proc/{self.pid}/mountinfo").read_text(errors="replace").splitlines()]
+        return [
+            line.split()[4] for line in Path(f"/proc/{self.pid}/mountinfo").read_text(errors="replace").splitlines()
+        ]
 
     def _answers(self) -> bool:
         # before this PID 1 has a root of its own, `systemctl` would ask the machine's

@@ -79,6 +79,15 @@ async def test_lives_from_start_to_cleanup(bench: Bench, executor: Executor) -> 
     assert len(seen) == 2
 
 
+async def test_foreign_names_are_left_alone(bench: Bench, executor: Executor) -> None:
+    """A directory on RUN that is no plugin's is nobody's business, and no reason to fail."""
+    for place in ("plugins", "instances"):
+        (bench.run / place / "lost+found").mkdir(parents=True)
+    assert await executor.instances() == []
+    for place in ("plugins", "instances"):
+        (bench.run / place / "lost+found").rmdir()
+
+
 async def test_stop_after_the_end_and_cleanup_of_nothing(bench: Bench, executor: Executor) -> None:
     """Stopping what has ended, stopping twice at once and clearing what is not there are all fine."""
     launch = bench.launch("listen")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -75,6 +76,7 @@ def test_crashes_again_and_again(plugin: Callable[..., Plugin]) -> None:
     told = it.events()
     assert [action for action, _ in told] == ["create", "update", "enable", *["exit", "restart"] * 2, "exit"]
     last = told[-1][1]
+    assert len(last["log"]) <= 4096
     assert (last["code"], last["oom"], last["state"]) == ("7", "false", "crash-loop")
     assert "had enough" in last["log"]
 
@@ -162,6 +164,31 @@ def test_removes_its_own_socket(plugin: Callable[..., Plugin]) -> None:
     it.until(lambda now: now["State"] == "healthy")
     told = [facts["status"] for action, facts in it.events() if action == "health_status"]
     assert told == ["unhealthy", "healthy"]
+
+
+def test_a_socket_that_goes_while_nobody_looks(plugin: Callable[..., Plugin], daemon: Daemon) -> None:
+    """What happened to a socket while the daemon was away is found out when it is back, both ways."""
+    it = plugin("lonely")
+    it.enable()
+    pid = it.state()["Pid"]
+    socket = daemon.run / "plugins" / it.id / "p.sock"
+    for state in ("unhealthy", "healthy"):
+        daemon.kill()
+        os.kill(pid, signal.SIGUSR1)
+        wait_for(lambda state=state: socket.exists() == (state == "healthy"))  # type: ignore[misc] # a default
+        daemon.start()
+        assert it.until(lambda now, state=state: now["State"] == state)["Pid"] == pid  # type: ignore[misc] # the same
+
+
+def test_a_plugin_that_plays_with_its_socket(plugin: Callable[..., Plugin]) -> None:
+    """However often its socket comes and goes, changes of health are told once in a second at most."""
+    it = plugin("lonely")
+    it.enable()
+    end = time.monotonic() + 3
+    while time.monotonic() < end:
+        it.signal()
+    told = [action for action, _ in it.events() if action == "health_status"]
+    assert len(told) <= 5
 
 
 def test_answers_no_more(plugin: Callable[..., Plugin]) -> None:
@@ -252,7 +279,10 @@ def test_shutdown_is_bounded_and_can_be_hurried(tmp_path_factory: pytest.TempPat
         daemon.proc.signal(signal.SIGTERM)
         log = daemon.log
         wait_for(lambda: log().count("daemon.stopping") == 2, what="the stop")
-        daemon.proc.signal(signal.SIGTERM)
+        # and any number of further ones do not kill it while it closes its books
+        while daemon.proc.running():
+            daemon.proc.signal(signal.SIGTERM)
+            time.sleep(0.005)
         assert daemon.proc.wait() == 0
         assert time.monotonic() - began < 2.5
         assert daemon.processes() == {}

@@ -1,6 +1,7 @@
 """The tree of errors, walked after every module was imported."""
 
 import importlib
+import os
 import pkgutil
 from collections.abc import Iterator
 
@@ -65,3 +66,9 @@ def test_first_leaf_of_strangers() -> None:
     first = ValueError("first")
     assert first_leaf(ExceptionGroup("g", [ExceptionGroup("h", [first]), KeyError()])) is first
     assert first_leaf(first) is first
+
+
+def test_texts_can_be_written_down() -> None:
+    """The text of an error is UTF-8 whatever names of files are in it."""
+    error = NotFound(f"{os.fsdecode(b'name' + bytes([255]))}: not there")
+    assert str(error).encode() == b"name\\udcff: not there"

@@ -111,9 +111,7 @@ def test_other_values_are_refused_by_name(name: str, values: list[Any]) -> None:
 def test_unknown_options_are_refused() -> None:
     """A name that is none is refused with those that there are, even when it is to be taken away."""
     for change in ({"memori": 1}, {"no_new_privileges": True}, {"memori": None}):
-        with pytest.raises(
-            InvalidOptions, match=r"'(memori|no_new_privileges)' is none of restart, .*config-user"
-        ):
+        with pytest.raises(InvalidOptions, match=r"'(memori|no_new_privileges)' is none of restart, .*config-user"):
             changed({}, change)
 
 

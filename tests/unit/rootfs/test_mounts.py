@@ -1,3 +1,4 @@
+import ctypes
 import os
 import subprocess
 from collections.abc import Iterator
@@ -107,6 +108,19 @@ def test_below_tells_what_lies_on_what(top: Path) -> None:
     assert [mount.point for mount in family(found, {upper.id})] == [str(top / "a" / "b"), str(top / "a")]
     for mount in found:
         assert take_off(mount) is False
+    assert mounts_below(top) == []
+
+
+def test_a_thousand_mounts_on_each_other(top: Path) -> None:
+    """However high a plugin stacks its mounts, they are found, and taken off from above."""
+    tmpfs(top / "a")
+    libc = ctypes.CDLL(None)  # a thousand runs of mount(8) would take their time
+    for _ in range(1100):
+        assert libc.mount(b"tmpfs", os.fsencode(top / "a"), b"tmpfs", 0, None) == 0
+    found = below(top)
+    assert len(found) == 1101
+    for mount in found:
+        take_off(mount)
     assert mounts_below(top) == []
 
 
