@@ -109,7 +109,7 @@ async def disable(parts: Parts, supervisor: Supervisor, job: Job, entry: Entry, 
             status = _moved(parts, record.id, "stopped", "disabled")
             await parts.save(record, entry.config, event, status=status)
         except Exception:
-            _resume(supervisor, record, before)
+            _resume(supervisor, entry.record, before)
             raise
 
 
@@ -143,7 +143,7 @@ async def remove(
             supervisor.show(record.id, "removing", "removed")
             await parts.database.write(work)
         except Exception:
-            _resume(supervisor, record, before)
+            _resume(supervisor, entry.record, before)
             raise
         parts.inventory.drop(record.id)
         return await parts.mounts.bury(record.id)

@@ -75,7 +75,7 @@ async def _resume(parts: Parts, supervisor: Supervisor, record: PluginRecord, be
     else:
         now = before if before.state in WAITING else before.found("stopped", reason="the daemon started")
     parts.inventory.put_status(record.id, now)
-    return supervisor.watch(record.id, instance)
+    return supervisor.watch(record.id, instance, found=instance is not None)
 
 
 async def _attach(parts: Parts, plugin_id: str) -> Instance | None:

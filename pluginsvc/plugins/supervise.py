@@ -62,9 +62,10 @@ class CannotStop(Internal):
 class _Watch:
     """One supervision task: how to end it, and whether its first try is over."""
 
-    __slots__ = ("ended", "scope", "tried")
+    __slots__ = ("ended", "found", "scope", "tried")
 
-    def __init__(self) -> None:
+    def __init__(self, *, found: bool) -> None:
+        self.found = found
         self.scope = anyio.CancelScope()
         self.tried = anyio.Event()
         self.ended = anyio.Event()
@@ -182,13 +183,18 @@ class Supervisor:
         finally:
             await self._parts.mounts.clear(plugin_id)
 
-    def watch(self, plugin_id: str, instance: Instance | None) -> anyio.Event:
+    def watch(self, plugin_id: str, instance: Instance | None, *, found: bool = False) -> anyio.Event:
         """Take charge of a plugin: of its instance, or of starting one.
+
+        Args:
+            plugin_id: 64 hex digits.
+            instance: what runs of it, if anything does.
+            found: that was started by an earlier daemon.
 
         Returns:
             An event that is set when the plugin is ready, or has failed once.
         """
-        watch = _Watch()
+        watch = _Watch(found=found)
         self._watches[plugin_id] = watch
         if instance is not None:
             self._instances[plugin_id] = instance
@@ -239,9 +245,10 @@ class Supervisor:
                 instance, age = await self._up(entry, watch)
                 since = anyio.current_time() - age
                 async with anyio.create_task_group() as group:
-                    group.start_soon(watch_health, self._parts, entry, instance, age > 0)
+                    group.start_soon(watch_health, self._parts, entry, instance, watch.found)
                     status = await instance.wait()
                     group.cancel_scope.cancel()
+                    watch.found = False
                 lived = anyio.current_time() - since
                 tail = await instance.tail(_LAST_LINES)
             except Exception as exc:  # noqa: BLE001 - whatever it was, a wished plugin is tried again
