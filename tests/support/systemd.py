@@ -131,7 +131,7 @@ class Booted:
         """
         self.boot_id = boot_id or str(uuid.uuid4())
         (self._top / "boot-id").write_text(f"{self.boot_id}\n")
-        words = ["setpriv", "--pdeathsig=KILL", "nsenter", "--target", str(self._disk.pid), "--mount"]
+        words = ["setpriv", "--pdeathsig=KILL", "nsenter", "--target", str(self._disk.pid), "--mount", "--root"]
         words += ["unshare", "--mount", "--pid", "--uts", "--ipc", "--net", "--fork", "--kill-child"]
         cgroup = self._power.enter_context(_cgroup())
         self.proc = procs.start([*words, "sh", self._top / "boot", self._top, cgroup], log=self._top / "console")
