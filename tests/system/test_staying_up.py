@@ -64,7 +64,7 @@ def test_crashes_at_start(plugin: Callable[..., Plugin]) -> None:
 
 def test_crashes_again_and_again(plugin: Callable[..., Plugin]) -> None:
     """A plugin that ends after a while is tried with growing pauses, and called a crash loop after its burst."""
-    it = plugin("after", "300", "7")
+    it = plugin("after", "1000", "7")
     it.update(burst=3)
     it.enable()
     found = it.until(lambda now: now["State"] == "crash-loop")
@@ -254,7 +254,8 @@ def test_a_flood_of_output_harms_nobody(plugin: Callable[..., Plugin], daemon: D
         waits.append(time.monotonic() - began)
     assert it.api.act("disable", it.name).status == 200
     size = sum(path.stat().st_size for path in (daemon.root / "logs" / it.id).iterdir())
-    assert size < 5 * 10 * 1024 * 1024
+    # three files of 10 MiB, each with the 16 MiB that conmon may go beyond (docs/on-disk.md)
+    assert size < 3 * (10 + 16) * 1024 * 1024
     waits.sort()
     print(f"p50 {waits[len(waits) // 2] * 1000:.1f} ms, p99 {waits[len(waits) * 99 // 100] * 1000:.1f} ms")
 
