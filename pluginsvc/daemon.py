@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sqlite3
-import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -34,19 +32,18 @@ from pluginsvc.events.bus import Bus
 from pluginsvc.events.journal import Publisher, follow
 from pluginsvc.events.subscribers import audit_log, notify
 from pluginsvc.fsutil import atomic_write, boot_id, locked_directory
-from pluginsvc.model.digest import Digest
-from pluginsvc.model.event import Event
+from pluginsvc.plugins import garbage
 from pluginsvc.plugins.disk import Disk
 from pluginsvc.plugins.inventory import Inventory
 from pluginsvc.plugins.manager import Manager
 from pluginsvc.plugins.mounts import Ledger
-from pluginsvc.plugins.parts import Parts, end_leases
+from pluginsvc.plugins.parts import Parts
 from pluginsvc.plugins.supervise import Supervisor
 from pluginsvc.registry.client import Registry
 from pluginsvc.registry.hosts import Hosts
 from pluginsvc.rootfs.confinement import Confinement
 from pluginsvc.runtime.executor import Executor
-from pluginsvc.state import journal, leases, plugins
+from pluginsvc.state import journal, leases
 from pluginsvc.state.database import Database
 from pluginsvc.systemd import Notifier, inherited_sockets
 from pluginsvc.tasks import JobGroup, every
@@ -141,8 +138,8 @@ class _Daemon:
             ended: set[str] = set()
             collector = Collector(
                 store,
-                roots=partial(_roots, database, ended),
-                remove=partial(_remove_unneeded, database, store),
+                roots=partial(garbage.roots, database, ended),
+                remove=partial(garbage.remove_unneeded, database, store),
                 interval=settings.gc_interval,
             )
             executor = Executor(
@@ -160,7 +157,7 @@ class _Daemon:
                 mounts=Ledger(database, disk),
                 inventory=Inventory(),
                 registry=registry,
-                puller=Puller(store, lease=partial(_lease, database), limit=settings.max_concurrent_downloads),
+                puller=Puller(store, lease=partial(garbage.lease, database), limit=settings.max_concurrent_downloads),
                 confinement=confinement,
                 executor=executor,
                 collect=collector.trigger,
@@ -178,7 +175,7 @@ class _Daemon:
             publisher = Publisher(database, bus)
             await services.start(publisher.run)
             services.start_soon(audit_log, database, bus)
-            services.start_soon(notify, bus, _leaves_garbage, collector.trigger)
+            services.start_soon(notify, bus, garbage.leaves_garbage, collector.trigger)
             services.start_soon(self._prune_journal, database)
             if self._notifier.watchdog_interval is not None:
                 services.start_soon(self._feed_watchdog, self._notifier.watchdog_interval)
@@ -345,36 +342,9 @@ def _listeners(settings: Settings, inherited: list[int]) -> list[Listener]:
     return found
 
 
-def _leaves_garbage(event: Event) -> bool:
-    """Tell whether blobs may have lost their last user."""
-    return event.action in {"remove", "upgrade"}
-
-
 def _hosts(settings: Settings) -> Hosts:
     return Hosts(
         insecure=settings.insecure_registries,
         mirrors=settings.registry_mirrors,
         certs_dirs=[Path(folder) for folder in settings.certs_dirs],
     )
-
-
-async def _lease(database: Database, lease_id: str, digest: Digest) -> None:
-    await database.write(lambda db: leases.add(db, lease_id, digest))
-
-
-async def _roots(database: Database, ended: set[str]) -> set[Digest]:
-    """Return what plugins name, and what jobs under way have leased."""
-    await end_leases(database, ended)
-    await database.write(lambda db: leases.expire(db, time.time_ns()))
-    return await database.read(lambda db: plugins.digests(db) | leases.digests(db))
-
-
-async def _remove_unneeded(database: Database, store: ContentStore, digest: Digest) -> int | None:
-    """Delete a blob in the transaction that sees that nothing needs it, so that no lease can come in between."""
-
-    def work(db: sqlite3.Connection) -> int | None:
-        if plugins.holds(db, digest) or leases.holds(db, digest):
-            return None
-        return store.remove(digest)
-
-    return await database.write(work)

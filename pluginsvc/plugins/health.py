@@ -16,7 +16,7 @@ _LEAST = 1.0
 """Seconds between two looks that no clock asked for: a plugin that plays with its socket must not keep us busy."""
 
 
-async def watch_health(parts: Parts, entry: Entry, instance: Instance, found: bool) -> None:  # noqa: FBT001
+async def watch_health(parts: Parts, entry: Entry, instance: Instance, *, found: bool) -> None:
     """Note when a plugin stops answering, and when it does again, until cancelled; nothing is restarted for it.
 
     A plugin whose type has no call that is known to be harmless is only looked at when something happens to its
@@ -30,8 +30,7 @@ async def watch_health(parts: Parts, entry: Entry, instance: Instance, found: bo
     """
     try:
         await _watch(parts, entry, instance, look_now=found)
-    except Exception as exc:  # noqa: BLE001
-        # not to know how a plugin does is no reason to end it
+    except Exception as exc:  # noqa: BLE001 - not to know how a plugin does is no reason to end it
         _log.exception("plugin.health_unknown", plugin=entry.record.id, error=str(exc))
 
 

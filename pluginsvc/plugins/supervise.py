@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import time
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -245,7 +246,7 @@ class Supervisor:
                 instance, age = await self._up(entry, watch)
                 since = anyio.current_time() - age
                 async with anyio.create_task_group() as group:
-                    group.start_soon(watch_health, self._parts, entry, instance, watch.found)
+                    group.start_soon(partial(watch_health, self._parts, entry, instance, found=watch.found))
                     status = await instance.wait()
                     group.cancel_scope.cancel()
                     watch.found = False
@@ -262,8 +263,7 @@ class Supervisor:
             with anyio.CancelScope(shield=True):
                 try:
                     delay = await self._after_life(entry, lived, status, reason, tail)
-                except Exception as exc:  # noqa: BLE001
-                    # a bug of ours, or a machine that is short of everything: it must not end the daemon
+                except Exception as exc:  # noqa: BLE001 - a bug of ours, or a starved machine, must not end the daemon
                     _log.exception("plugin.not_noted", plugin=plugin_id, error=str(exc))
                     delay = LONGEST_DELAY
             if delay is None:
