@@ -11,7 +11,7 @@ import tomllib
 
 with open("pyproject.toml", "rb") as file:
     project = tomllib.load(file)
-groups = project["dependency-groups"].values()
+groups = [*project["dependency-groups"].values(), *project["project"]["optional-dependencies"].values()]
 print(*project["build-system"]["requires"], "editables", "setuptools", sep="\n")
 print(*project["project"]["dependencies"], *(need for group in groups for need in group), sep="\n")
 PY

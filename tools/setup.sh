@@ -13,6 +13,7 @@ installed=(runc conmon crun gcc libc6-dev python3-venv ca-certificates)
 parts=(
     docker-registry docker.io containerd  # a registry, the CLI, and the peer of the bench
     skopeo libgpgme11 libassuan0          # a second opinion on what we push
+    nats-server                           # takes events in
     systemd libsystemd-shared             # to check and to boot our unit
     # what these need and a bare Debian lacks
     libdevmapper1.02.1 libcryptsetup12 libargon2-1 libjson-c5 libfdisk1 libkmod2 libip4tc2 libapparmor1
