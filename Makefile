@@ -26,8 +26,8 @@ types: .venv/.made-from  ## check types in the package, the tests, the demo and 
 bench: setup  ## measure beside a dockerd of its own, in memory and on disk (root); QUICK=1: under 90 s
 	$(python) -m tests.bench
 
-load: setup  ## press the daemon with many event readers and mutators
-	$(python) -m tests.load
+load: setup  ## 1000 event readers, 20 mutators, 5 minutes (root); LOAD=--find-highest: find how much it bears
+	$(python) -m tests.load $(LOAD)
 
 docs: .venv/.made-from  ## write the generated pages anew: docs/errors.md
 	$(python) tools/errors_doc.py docs/errors.md
