@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -20,6 +21,9 @@ Seconds = Annotated[float, msgspec.Meta(ge=0)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=64)]
 _REGISTRY = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?|\[[0-9a-fA-F:]+\](:[0-9]{1,5})?")
 
+_NATS_SUBJECT = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+_NATS_STREAM = re.compile(r"[A-Za-z0-9_-]+")
+
 
 class InvalidConfig(InvalidParameter):
     """The configuration cannot be used; names every wrong value, or the first key of a wrong name or type."""
@@ -27,6 +31,38 @@ class InvalidConfig(InvalidParameter):
     def __init__(self, source: str, problems: list[str]) -> None:
         self.source, self.problems = source, problems
         super().__init__(f"{source}: " + "; ".join(problems))
+
+
+class FileSink(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
+    """Events as lines of JSON in a file."""
+
+    path: str = ""
+    size: Annotated[int, msgspec.Meta(ge=65_536)] = 10 * 1024 * 1024
+    files: Annotated[int, msgspec.Meta(ge=2, le=100)] = 5
+
+
+class WebhookSink(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
+    """Events by HTTP POST."""
+
+    url: str = ""
+    token_file: str = ""
+
+
+class NatsSink(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
+    """Events in a stream of NATS JetStream."""
+
+    servers: tuple[str, ...] = ()
+    stream: str = "PLUGINSVC"
+    subject: str = "pluginsvc"
+    credentials_file: str = ""
+
+
+class Sinks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
+    """Where events go; each is off where its first key is empty."""
+
+    file: FileSink = FileSink()
+    webhook: WebhookSink = WebhookSink()
+    nats: NatsSink = NatsSink()
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
@@ -51,9 +87,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     plugin_log_files: Annotated[int, msgspec.Meta(ge=2, le=100)] = 3
     gc_interval: Annotated[float, msgspec.Meta(ge=1)] = 3600.0
     journal_events: Annotated[int, msgspec.Meta(ge=256)] = 100_000
+    journal_size: Annotated[int, msgspec.Meta(ge=65_536)] = 64 * 1024 * 1024
+    journal_age: Annotated[float, msgspec.Meta(ge=60)] = 30 * 24 * 3600.0
+    reader_timeout: Annotated[float, msgspec.Meta(ge=1)] = 300.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
     plugins: Options = Options()
+    sinks: Sinks = Sinks()
 
 
 RELOADABLE = frozenset({"log_level", "insecure_registries", "registry_mirrors"})
@@ -110,7 +150,60 @@ def _problems(settings: Settings) -> list[str]:
         for value in settings.registry_mirrors
         if not _is_mirror(value)
     ]
+    return found + _sink_problems(settings.sinks) + _nats_problems(settings.sinks.nats)
+
+
+def _sink_problems(sinks: Sinks) -> list[str]:
+    found = [
+        f"{key}: {value!r} is not an absolute path"
+        for key, value in (("sinks.file.path", sinks.file.path), ("sinks.webhook.token-file", sinks.webhook.token_file))
+        if value and not value.startswith("/")
+    ]
+    if not sinks.webhook.url:
+        return found
+    try:
+        url = urlsplit(sinks.webhook.url)
+        usable = url.scheme in {"http", "https"} and bool(url.hostname) and url.port != 0
+        login = "@" in url.netloc
+    except ValueError:
+        usable = login = False
+    # what it is may be secret, and is not repeated
+    if not usable:
+        found.append("sinks.webhook.url: it is not http:// or https:// with a host")
+    elif login and sinks.webhook.token_file:
+        found.append("sinks.webhook: give a token-file, or a user and password in the url, not both")
     return found
+
+
+def _nats_problems(nats: NatsSink) -> list[str]:
+    found = [
+        f"sinks.nats.servers: {_without_login(value)!r} is not nats:// or tls:// with a host, an optional port and"
+        " nothing after it; before it a login may stand that has none of / ? #"
+        for value in nats.servers
+        if not _is_nats(value)
+    ]
+    if not _NATS_SUBJECT.fullmatch(nats.subject):
+        found.append(f"sinks.nats.subject: {nats.subject!r} is not letters, digits, - and _ in parts with dots between")
+    if not _NATS_STREAM.fullmatch(nats.stream):
+        found.append(f"sinks.nats.stream: {nats.stream!r} is not letters, digits, - and _")
+    if nats.credentials_file and not nats.credentials_file.startswith("/"):
+        found.append(f"sinks.nats.credentials-file: {nats.credentials_file!r} is not an absolute path")
+    # looked for and not loaded; what signs the log-in comes with it
+    wanted = ["nats"] * bool(nats.servers) + ["cryptography"] * bool(nats.credentials_file)
+    if any(find_spec(name) is None for name in wanted):
+        found.append("sinks.nats: nats-py is not installed: pip install 'pluginsvc[nats]', or empty servers")
+    return found
+
+
+def _without_login(url: str) -> str:
+    scheme, mark, rest = url.partition("://")
+    return scheme + mark + rest.rpartition("@")[2]
+
+
+def _is_nats(value: str) -> bool:
+    scheme, _, rest = value.partition("://")
+    login, _, host = rest.rpartition("@")
+    return scheme in {"nats", "tls"} and _is_registry(host) and not set("/?#") & set(login)
 
 
 def _is_registry(value: str) -> bool:

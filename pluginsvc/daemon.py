@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
-import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version as package_version
 from pathlib import Path
-from urllib.parse import urlsplit
 from urllib.request import getproxies_environment
 
 import anyio
@@ -20,18 +17,20 @@ import msgspec
 import structlog
 from anyio import to_thread
 
-from pluginsvc import log
+from pluginsvc import log, metrics, wiring
 from pluginsvc.api.app import make_app, serve
-from pluginsvc.api.listeners import FdListener, Listener, TcpListener, UnixListener
 from pluginsvc.api.system import SystemFacts
 from pluginsvc.config import RELOADABLE, Settings
 from pluginsvc.content.gc import Collector
 from pluginsvc.content.store import ContentStore
-from pluginsvc.errors import Internal, InvalidParameter, PluginsvcError, first_leaf
+from pluginsvc.errors import Internal, PluginsvcError, first_leaf
 from pluginsvc.events.bus import Bus
-from pluginsvc.events.journal import Publisher, follow
-from pluginsvc.events.subscribers import audit_log, notify
-from pluginsvc.fsutil import atomic_write, boot_id, locked_directory
+from pluginsvc.events.delivery import deliver
+from pluginsvc.events.forms import Origin
+from pluginsvc.events.journal import EventLog, Publisher
+from pluginsvc.events.retention import Retention
+from pluginsvc.events.subscribers import audit, consume, count, notify
+from pluginsvc.fsutil import boot_id, locked_directory
 from pluginsvc.plugins import garbage
 from pluginsvc.plugins.disk import Disk
 from pluginsvc.plugins.inventory import Inventory
@@ -40,10 +39,9 @@ from pluginsvc.plugins.mounts import Ledger
 from pluginsvc.plugins.parts import Parts
 from pluginsvc.plugins.supervise import Supervisor
 from pluginsvc.registry.client import Registry
-from pluginsvc.registry.hosts import Hosts
 from pluginsvc.rootfs.confinement import Confinement
 from pluginsvc.runtime.executor import Executor
-from pluginsvc.state import journal, leases
+from pluginsvc.state import cursors, leases
 from pluginsvc.state.database import Database
 from pluginsvc.systemd import Notifier, inherited_sockets
 from pluginsvc.tasks import JobGroup, every
@@ -52,7 +50,6 @@ from pluginsvc.transfer.pull import Puller
 _log = structlog.get_logger()
 READY_WITHIN = 10.0
 """Longest wait for wished plugins before the daemon calls itself ready, in seconds (design §3)."""
-PRUNE_EVERY = 600.0
 _KILL_SECONDS = 2.0
 """What is kept of the time to shut down for plugins that do not heed TERM."""
 _USER_AGENT = f"pluginsvc/{package_version('pluginsvc')}"
@@ -64,15 +61,6 @@ class NotRoot(Internal):
     def __init__(self) -> None:
         super().__init__(
             "the daemon has to run as root: it unpacks and mounts root file systems and runs plugins in them"
-        )
-
-
-class NothingInherited(InvalidParameter):
-    """``fd://`` without socket activation."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "fd:// is set but no socket was handed over: start pluginsvc.socket, or listen on unix:///PATH"
         )
 
 
@@ -126,7 +114,7 @@ class _Daemon:
         bus = Bus()
         async with (
             _opened(root / "state.db") as database,
-            Registry(_hosts(settings), user_agent=_USER_AGENT, proxies=getproxies_environment()) as registry,
+            Registry(wiring.hosts(settings), user_agent=_USER_AGENT, proxies=getproxies_environment()) as registry,
             Confinement() as confinement,
             anyio.create_task_group() as services,
         ):
@@ -168,15 +156,26 @@ class _Daemon:
                 defaults=settings.plugins,
                 ended=ended,
             )
-            facts = await to_thread.run_sync(_facts, settings)
+            facts = await to_thread.run_sync(wiring.facts, settings)
             await services.start(self._signals, registry, facts)
             services.start_soon(self._hurry_up)
+            services.start_soon(metrics.watch_loop)
             await services.start(executor.serve)
             publisher = Publisher(database, bus)
             await services.start(publisher.run)
-            services.start_soon(audit_log, database, bus)
-            services.start_soon(notify, bus, garbage.leaves_garbage, collector.trigger)
-            services.start_soon(self._prune_journal, database)
+            services.start_soon(consume, "audit", audit, database, bus)
+            services.start_soon(consume, "metrics", count, database, bus)
+            services.start_soon(partial(notify, "gc", collector.trigger, bus, wanted=garbage.leaves_garbage))
+            services.start_soon(notify, "status", partial(self._tell_status, parts.inventory), bus)
+            sinks = wiring.sinks(settings, Origin(facts.id, facts.name))
+            await database.write(partial(cursors.drop_others, names={sink.name for sink in sinks}))
+            for sink in sinks:
+                # started when it has its cursor: what happens from here on is for it
+                await services.start(deliver, sink, database, bus)
+            retention = Retention(
+                events=settings.journal_events, bytes=settings.journal_size, seconds=settings.journal_age
+            )
+            services.start_soon(retention.serve, database)
             if self._notifier.watchdog_interval is not None:
                 services.start_soon(self._feed_watchdog, self._notifier.watchdog_interval)
             supervisor = Supervisor(parts, services)
@@ -185,14 +184,19 @@ class _Daemon:
                 wished = await manager.restore()
                 services.start_soon(parts.mounts.serve)
                 services.start_soon(collector.serve)
-                app = make_app(manager=manager, system=facts, events=partial(follow, database, bus))
+                app = make_app(
+                    manager=manager,
+                    system=facts,
+                    events=EventLog(database, bus),
+                    reader_timeout=settings.reader_timeout,
+                )
                 stops = settings.shutdown == "stop"
                 grace = settings.shutdown_timeout / 2 if stops else settings.shutdown_timeout
-                listeners = _listeners(settings, inherited)
+                listeners = wiring.listeners(settings, inherited)
                 async with serve(app, listeners, grace=grace, hurry=self._hurry) as addresses:
                     await self._wait_for(wished)
                     self._ready = True
-                    self._notifier.ready(f"{len(parts.inventory)} plugins, {len(wished)} enabled")
+                    self._notifier.ready(parts.inventory.counts())
                     _log.info(
                         "daemon.ready",
                         hosts=addresses,
@@ -256,7 +260,7 @@ class _Daemon:
         """Apply what may change in a running daemon; a configuration that is wrong changes nothing."""
         try:
             fresh = await to_thread.run_sync(self._reload)
-            hosts = _hosts(fresh)
+            hosts = wiring.hosts(fresh)
         except PluginsvcError as exc:
             _log.error("daemon.reload_refused", error=str(exc))
             return
@@ -278,17 +282,13 @@ class _Daemon:
         await anyio.sleep(self._settings.shutdown_timeout - _KILL_SECONDS)
         self._hurry.set()
 
+    def _tell_status(self, inventory: Inventory) -> None:
+        if self._ready and not self._stop.is_set():
+            self._notifier.status(inventory.counts())
+
     async def _feed_watchdog(self, interval: float) -> None:
         async for _ in every(interval):
             self._notifier.alive()
-
-    async def _prune_journal(self, database: Database) -> None:
-        keep = self._settings.journal_events
-        async for _ in every(PRUNE_EVERY):
-            try:
-                await database.write(lambda db: journal.prune(db, keep=keep))
-            except PluginsvcError as exc:
-                _log.warning("daemon.prune_failed", error=str(exc))
 
 
 @asynccontextmanager
@@ -299,52 +299,3 @@ async def _opened(path: Path) -> AsyncIterator[Database]:
     finally:
         with anyio.CancelScope(shield=True):
             await database.close()
-
-
-def _facts(settings: Settings) -> SystemFacts:
-    """Return what the daemon tells of itself; its ID is drawn at the first start and kept in ROOT."""
-    path = Path(settings.root) / "engine-id"
-    try:
-        engine_id = path.read_text("ascii").strip()
-    except FileNotFoundError:
-        engine_id = str(uuid.uuid4())
-        atomic_write(path, f"{engine_id}\n".encode())
-    return SystemFacts(
-        id=engine_id,
-        name=socket.gethostname(),
-        root=Path(settings.root),
-        version=package_version("pluginsvc"),
-        runtime=settings.runtime,
-        insecure=settings.insecure_registries,
-        mirrors=settings.registry_mirrors,
-        debug=settings.log_level == "debug",
-        live_restore=settings.shutdown == "keep",
-    )
-
-
-def _listeners(settings: Settings, inherited: list[int]) -> list[Listener]:
-    """Turn the addresses of the settings into listeners; systemd's sockets come where ``fd://`` stands.
-
-    Raises:
-        NothingInherited: ``fd://`` is asked for and systemd has handed nothing over.
-    """
-    found: list[Listener] = []
-    for host in settings.hosts:
-        url = urlsplit(host)
-        if url.scheme == "unix":
-            found.append(UnixListener(Path(url.path), group=settings.group))
-        elif url.scheme == "tcp":
-            found.append(TcpListener(url.hostname or "", url.port or 0))
-        else:
-            if not inherited:
-                raise NothingInherited
-            found += [FdListener(fd) for fd in inherited]
-    return found
-
-
-def _hosts(settings: Settings) -> Hosts:
-    return Hosts(
-        insecure=settings.insecure_registries,
-        mirrors=settings.registry_mirrors,
-        certs_dirs=[Path(folder) for folder in settings.certs_dirs],
-    )

@@ -40,6 +40,10 @@ class Notifier:
         """Say that start-up, or a reload, is over."""
         self.send("READY=1", f"STATUS={status}")
 
+    def status(self, status: str) -> None:
+        """Say in a line how things are, for ``systemctl status``."""
+        self.send(f"STATUS={status}")
+
     def reloading(self) -> None:
         """Say that a reload begins."""
         self.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")

@@ -13,15 +13,19 @@ import structlog
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from pluginsvc.api.events import EventStreams, Follow
+from pluginsvc.api.events import EventStreams
+from pluginsvc.api.feed import EventLog
 from pluginsvc.api.handlers import Manager, PluginHandlers
 from pluginsvc.api.leases import LeaseHandlers
 from pluginsvc.api.listeners import BACKLOG, Bound, Listener, bind
 from pluginsvc.api.logs import OutputHandlers
+from pluginsvc.api.metrics import Metrics
 from pluginsvc.api.middleware import Edge, make_edge, request_factory
 from pluginsvc.api.native import NativeHandlers
+from pluginsvc.api.native_events import HEARTBEAT, NativeEvents
 from pluginsvc.api.routing import Route, Router
 from pluginsvc.api.system import SystemFacts, SystemHandlers, nothing, unsupported
+from pluginsvc.events.forms import Origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +34,15 @@ class Api:
 
     Attributes:
         edge: answers requests.
-        streams: the event streams that are open.
+        streams: the Engine's event streams that are open.
+        native: those of our own.
         output: the streams of plugins' output that are open.
         listening: the addresses it is served on, as URIs.
     """
 
     edge: Edge
     streams: EventStreams
+    native: NativeEvents
     output: OutputHandlers
     listening: list[str]
 
@@ -55,26 +61,40 @@ _CHANGES_ELSEWHERE = re.compile(
 """Engine calls that change something that is no plugin. Its reads are unknown paths: ``docker inspect`` wants 404s."""
 
 
-def make_app(*, manager: Manager, system: SystemFacts, events: Follow) -> Api:
+def make_app(
+    *,
+    manager: Manager,
+    system: SystemFacts,
+    events: EventLog,
+    reader_timeout: float = 300.0,
+    heartbeat: float = HEARTBEAT,
+) -> Api:
     """Build the application.
 
     Args:
         manager: does the work.
         system: what ``/version`` and ``/info`` tell.
-        events: gives the event streams.
+        events: feeds the event streams.
+        reader_timeout: seconds after which a reader of events that reads nothing is cut off.
+        heartbeat: seconds without an event after which a reader of our own stream is told how far it is.
     """
     listening: list[str] = []
-    streams, output = EventStreams(events), OutputHandlers(manager)
+    streams, output = EventStreams(events, timeout=reader_timeout), OutputHandlers(manager)
+    origin = Origin(system.id, system.name)
+    native = NativeEvents(events, manager, origin, timeout=reader_timeout, heartbeat=heartbeat)
+    measured = Metrics(manager, events, {"engine": streams, "native": native}, version=system.version)
     routes = [
         *PluginHandlers(manager).routes(),
-        *SystemHandlers(manager, system, listening=listening, event_streams=streams).routes(),
+        *SystemHandlers(manager, system, listening=listening, event_streams=(streams, native)).routes(),
         *NativeHandlers(manager).routes(),
         *LeaseHandlers(manager).routes(),
         *output.routes(),
         Route("GET", "/events", streams.serve),
+        Route("GET", "/pluginsvc/v1/events", native.serve, versioned=False),
+        Route("GET", "/metrics", measured.serve, versioned=False),
     ]
     router = Router(routes, options=nothing, unsupported=(_CHANGES_ELSEWHERE, unsupported))
-    return Api(make_edge(router, f"Docker/{system.engine_version} (linux)"), streams, output, listening)
+    return Api(make_edge(router, f"Docker/{system.engine_version} (linux)"), streams, native, output, listening)
 
 
 class _Forward(logging.Handler):
@@ -155,6 +175,7 @@ async def serve(
                 for site in runner.sites:
                     await site.stop()
                 app.streams.close()
+                app.native.close()
                 app.output.close()
                 async with anyio.create_task_group() as group:
                     if hurry is not None:

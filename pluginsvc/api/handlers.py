@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -17,6 +17,7 @@ from pluginsvc.model.auth import Credentials, RegistryAccess
 from pluginsvc.model.digest import Digest
 from pluginsvc.model.filters import parse_filters
 from pluginsvc.model.lease import PluginLease
+from pluginsvc.model.lifecycle import State
 from pluginsvc.model.options import Options
 from pluginsvc.model.output import Form, Top, Wanted
 from pluginsvc.model.privilege import Privilege
@@ -37,6 +38,20 @@ class Collected(Protocol):
         ...
 
 
+class Snapshot(Protocol):
+    """What each plugin does, as of one event."""
+
+    @property
+    def seq(self) -> int:
+        """The number of that event, 0 for none."""
+        ...
+
+    @property
+    def plugins(self) -> Sequence[msgspec.Struct]:
+        """What ``summaries`` returns."""
+        ...
+
+
 class Manager(Protocol):
     """What this room asks of ``plugins.manager``; the in-memory one of the tests is the other that stands behind it.
 
@@ -49,6 +64,10 @@ class Manager(Protocol):
 
     def inspect_json(self, name: str) -> bytes:
         """Return one plugin as the whole body of an answer; ``name`` may be an ID or a prefix of one."""
+        ...
+
+    def states(self) -> Mapping[State, int]:
+        """Return how many plugins there are in each state."""
         ...
 
     async def privileges(self, remote: Reference, access: RegistryAccess) -> list[Privilege]:
@@ -89,6 +108,10 @@ class Manager(Protocol):
 
     def summaries(self) -> Sequence[msgspec.Struct]:
         """Return what each plugin does."""
+        ...
+
+    async def snapshot(self) -> Snapshot:
+        """Return what each plugin does, to follow the events from there."""
         ...
 
     async def describe(self, name: str) -> msgspec.Struct:

@@ -7,7 +7,7 @@ import datetime as dt
 import ipaddress
 import os
 import platform
-from collections.abc import Sequence, Sized
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,9 @@ class SystemFacts:
 class SystemHandlers:
     """The endpoints beside the plugins'."""
 
-    def __init__(self, manager: Manager, facts: SystemFacts, *, listening: list[str], event_streams: Sized) -> None:
+    def __init__(
+        self, manager: Manager, facts: SystemFacts, *, listening: list[str], event_streams: Iterable[Sized]
+    ) -> None:
         self._manager = manager
         self._facts = facts
         self._listening = listening
@@ -149,7 +151,7 @@ class SystemHandlers:
                 "LiveRestoreEnabled": facts.live_restore,
                 "DefaultRuntime": facts.runtime,
                 "Runtimes": {facts.runtime: {"path": facts.runtime}},
-                "NEventsListener": len(self._event_streams),
+                "NEventsListener": sum(map(len, self._event_streams)),
                 "NGoroutines": len(asyncio.all_tasks()),
                 "Plugins": {
                     "Authorization": [],

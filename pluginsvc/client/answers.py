@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import datetime as dt
+import re
 
 import msgspec
 
+from pluginsvc.model.event import Gap
 from pluginsvc.model.progress import Line
+
+_PLAIN = re.compile(r'[^\s"=\\]+')
 
 
 class Disk(msgspec.Struct, rename="pascal"):
@@ -26,6 +29,8 @@ class Summary(msgspec.Struct, rename="pascal"):
     """A line of ``GET /pluginsvc/v1/plugins``, as far as it is shown."""
 
     id: str
+    name: str
+    desired: str
     state: str
 
 
@@ -36,28 +41,42 @@ class Version(msgspec.Struct, rename="pascal"):
     api_version: str
 
 
-class Actor(msgspec.Struct, rename="pascal"):
-    """What an event is about."""
+class Snapshot(msgspec.Struct):
+    """The plugins as of one event of ``GET /pluginsvc/v1/events``, as far as they are shown."""
 
-    id: str = msgspec.field(name="ID")
-    attributes: dict[str, str] = {}
+    plugins: list[Summary]
 
 
-class EngineEvent(msgspec.Struct, rename="pascal"):
-    """A line of ``GET /events`` (REF 1.7)."""
+class GapFound(msgspec.Struct):
+    """Events that the daemon does not keep any more."""
 
-    type: str
+    gap: Gap
+
+
+class Subject(msgspec.Struct):
+    """The plugin that an event is about."""
+
+    id: str
+    name: str
+
+
+class NativeEvent(msgspec.Struct):
+    """An event of ``GET /pluginsvc/v1/events``."""
+
+    time: str
     action: str
-    actor: Actor
-    time_ns: int = msgspec.field(name="timeNano")
+    plugin: Subject
+    attributes: dict[str, str]
 
     @property
     def text(self) -> str:
-        """As ``docker events`` shows it, in local time."""
-        seconds, nanoseconds = divmod(self.time_ns, 1_000_000_000)
-        at = dt.datetime.fromtimestamp(seconds, dt.UTC).astimezone().isoformat()
-        facts = ", ".join(f"{key}={value}" for key, value in sorted(self.actor.attributes.items()))
-        return f"{at[:19]}.{nanoseconds:09}{at[19:]} {self.type} {self.action} {self.actor.id} ({facts})"
+        """A line, in UTC; a value that could be taken for something else is quoted as in JSON."""
+        facts = [f"{key}={_quoted(value)}" for key, value in sorted(self.attributes.items())]
+        return " ".join([f"{self.time[:23]}Z {self.action} {self.plugin.name} ({self.plugin.id[:12]}…)", *facts])
+
+
+def _quoted(value: str) -> str:
+    return value if _PLAIN.fullmatch(value) else msgspec.json.encode(value).decode()
 
 
 def progress_text(line: Line) -> str:

@@ -101,18 +101,25 @@ class Connection:
         with self._exchange(method, path, query, json=json, timeout=timeout) as response:
             return response.read()
 
-    def lines(self, method: str, path: str, query: _Query = None) -> Iterator[bytes]:
-        """Yield the lines of a stream as they come; ends only when the daemon has ended it in good order."""
+    def lines(
+        self, method: str, path: str, query: _Query = None, *, headers: _Query = None, timeout: float | None = None
+    ) -> Iterator[bytes]:
+        """Yield the lines of a stream as they come; see ``chunks``."""
         rest = b""
-        for chunk in self.chunks(method, path, query):
+        for chunk in self.chunks(method, path, query, headers=headers, timeout=timeout):
             *lines, rest = (rest + chunk).split(b"\n")
             yield from (line.strip() for line in lines)
         if rest:
             raise AnswerLost(self.host, EOFError("the last line is not whole"))
 
-    def chunks(self, method: str, path: str, query: _Query = None) -> Iterator[bytes]:
-        """Yield the bytes of a stream as they come; ends only when the daemon has ended it in good order."""
-        with self._exchange(method, path, query) as response:
+    def chunks(
+        self, method: str, path: str, query: _Query = None, *, headers: _Query = None, timeout: float | None = None
+    ) -> Iterator[bytes]:
+        """Yield the bytes of a stream as they come; ends only when the daemon has ended it in good order.
+
+        After ``timeout`` seconds without a byte the connection counts as lost.
+        """
+        with self._exchange(method, path, query, headers=headers, timeout=timeout) as response:
             while chunk := response.read1(_CHUNK):
                 yield chunk
 
@@ -154,14 +161,15 @@ class Connection:
         query: _Query,
         *,
         json: object = None,
+        headers: _Query = None,
         produce: Callable[[io.RawIOBase], None] | None = None,
         timeout: float | None = None,
     ) -> Iterator[http.client.HTTPResponse]:
         """Send one request; inside the block its answer, which is no error, is read."""
         body = None if json is None else msgspec.json.encode(json)
-        headers = {} if body is None else {"Content-Type": "application/json"}
+        sent = dict(headers or {}) | ({} if body is None else {"Content-Type": "application/json"})
         if produce is not None:
-            headers = {"Content-Type": "application/x-tar", "Transfer-Encoding": "chunked"}
+            sent = {"Content-Type": "application/x-tar", "Transfer-Encoding": "chunked"}
         with closing(_Wire(self._address)) as wire:
             try:
                 sock = wire.open()
@@ -169,7 +177,7 @@ class Connection:
                 raise DaemonUnreachable(self.host, exc) from exc
             try:
                 sock.settimeout(timeout)
-                wire.request(method, f"{path}?{urlencode(query)}" if query else path, body, headers)
+                wire.request(method, f"{path}?{urlencode(query)}" if query else path, body, sent)
                 if produce is not None:
                     with suppress(_AlreadyAnswered):
                         chunks = _Chunks(sock)

@@ -5,7 +5,6 @@ Exit status: 0 done, 1 the daemon refused or is not there, 2 the command line is
 
 from __future__ import annotations
 
-import datetime as dt
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,7 +14,7 @@ import msgspec
 import rich_click as click
 
 from pluginsvc.client import archive
-from pluginsvc.client.answers import Collected, Disk, EngineEvent, Summary, Version, progress_text
+from pluginsvc.client.answers import Collected, Disk, Summary, Version, progress_text
 from pluginsvc.client.connection import (
     DEFAULT_HOST,
     Connection,
@@ -25,12 +24,14 @@ from pluginsvc.client.connection import (
     native_path,
     plugin_path,
 )
+from pluginsvc.client.events import events
+from pluginsvc.client.filters import filter_option
 from pluginsvc.client.leases import acquire, leases, mounts, release
 from pluginsvc.client.logs import logs, top
 from pluginsvc.client.output import complain, say, size, table
 from pluginsvc.client.update import update
-from pluginsvc.client.when import InvalidTime, timestamp
-from pluginsvc.errors import PluginsvcError, Unavailable
+from pluginsvc.client.when import InvalidTime
+from pluginsvc.errors import PluginsvcError
 from pluginsvc.model.plugin import Plugin
 
 _JSON = msgspec.json.Encoder()
@@ -39,14 +40,6 @@ _daemon = click.make_pass_decorator(Connection)
 _plugins = click.argument("names", metavar="PLUGIN...", nargs=-1, required=True)
 _plugin = click.argument("name", metavar="PLUGIN")
 _format = click.option("--format", "form", type=click.Choice(["json"]), help="for programs: one document a line")
-
-
-class StreamEnded(Unavailable):
-    """Events ended although nobody asked for an end."""
-
-    def __init__(self, host: str) -> None:
-        self.host = host
-        super().__init__(f"the daemon at {host} ended the events, it is stopping: go on later with --since")
 
 
 class _Group(click.RichGroup):
@@ -66,22 +59,6 @@ class _Group(click.RichGroup):
             ctx.exit(130)
 
 
-def _pairs(_ctx: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    """Turn ``key=value`` words into the ``filters`` parameter; none for none."""
-    filters: dict[str, list[str]] = {}
-    for word in values:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise click.BadParameter(f"{word!r} is not KEY=VALUE")
-        filters.setdefault(key.strip().lower(), []).append(value.strip())
-    return {"filters": _JSON.encode(filters).decode()} if filters else {}
-
-
-_filters = click.option(
-    "-f", "--filter", "filters", multiple=True, callback=_pairs, metavar="KEY=VALUE", help="show only these; repeatable"
-)
-
-
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("-H", "--host", envvar="PLUGINSVC_HOST", default=DEFAULT_HOST, show_default=True, show_envvar=True)
 @click.pass_context
@@ -91,7 +68,7 @@ def main(ctx: click.Context, host: str) -> None:
 
 
 @main.command("ls", aliases=["list"])
-@_filters
+@filter_option
 @click.option("-q", "--quiet", is_flag=True, help="IDs only")
 @click.option("--no-trunc", is_flag=True, help="whole IDs and descriptions")
 @_format
@@ -160,7 +137,7 @@ def disable(daemon: Connection, name: str, *, force: bool) -> None:
     say(name)
 
 
-for elsewhere in (update, logs, top, leases, acquire, release, mounts):
+for elsewhere in (update, events, logs, top, leases, acquire, release, mounts):
     main.add_command(elsewhere)
 
 
@@ -209,22 +186,6 @@ def push(daemon: Connection, name: str, form: str | None) -> None:
     for line, raw in daemon.progress(plugin_path(name, "push")):
         if text := raw.decode() if form == "json" else progress_text(line):
             say(text)
-
-
-@main.command()
-@click.option("--since", metavar="TIME", help="replay from TIME: seconds, a span back (10m) or a date")
-@click.option("--until", metavar="TIME", help="end at TIME; by default go on until interrupted")
-@_filters
-@_format
-@_daemon
-def events(daemon: Connection, since: str | None, until: str | None, filters: dict[str, str], form: str | None) -> None:
-    """Show what happens, as it happens."""
-    now = dt.datetime.now(dt.UTC)
-    bounds = {key: timestamp(value, now) for key, value in (("since", since), ("until", until)) if value is not None}
-    for raw in daemon.lines("GET", "/events", bounds | filters):
-        say(raw.decode() if form == "json" else daemon.decoded(raw, EngineEvent).text)
-    if until is None:
-        raise StreamEnded(daemon.host)
 
 
 @main.command()

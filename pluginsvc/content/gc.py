@@ -14,6 +14,7 @@ import anyio
 import anyio.abc
 import structlog
 
+from pluginsvc import metrics
 from pluginsvc.content.ingest import StorageError
 from pluginsvc.content.store import ContentStore
 from pluginsvc.errors import PluginsvcError
@@ -104,8 +105,13 @@ class Collector:
             PluginsvcError: see ``collect``.
         """
         async with self._running:
-            report = await collect(self._store, roots=self._roots, remove=self._remove, dry_run=dry_run)
-        if report.removed and not dry_run:
+            if dry_run:
+                return await collect(self._store, roots=self._roots, remove=self._remove, dry_run=True)
+            with metrics.operation("gc"):
+                report = await collect(self._store, roots=self._roots, remove=self._remove)
+        metrics.GC_BLOBS.inc(len(report.removed))
+        metrics.GC_BYTES.inc(report.bytes)
+        if report.removed:
             _log.info("content.collected", blobs=len(report.removed), bytes=report.bytes, kept=report.kept)
         return report
 

@@ -1,15 +1,20 @@
-"""In-process publish and subscribe: publishing never waits, a slow subscriber learns where to resume (design D13)."""
+"""In-process publish and subscribe: publishing waits for nobody, who is slow learns where to resume (design D13)."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import anyio
+import anyio.lowlevel
 
+from pluginsvc import metrics
 from pluginsvc.errors import Unavailable
 from pluginsvc.model.event import Event
+
+_TURN = 128
+"""Subscribers that are served before others get their turn on the loop: less than a millisecond."""
 
 
 class Lagged(Unavailable):
@@ -31,7 +36,7 @@ def everything(event: Event) -> bool:
     return True
 
 
-def decline(_event: Event) -> bool:
+def decline(_events: Sequence[Event]) -> bool:
     """Leave every event to the buffer."""
     return False
 
@@ -41,14 +46,24 @@ class Subscription:
 
     Events come from entering on. When the buffer overflows, what is in it is still delivered, and then ``Lagged`` is
     raised. Iteration ends when the bus closes.
+
+    Attributes:
+        wanted: which events it takes.
+        seen: every event up to this number was handed over, is in the buffer, or is not wanted.
     """
 
-    __slots__ = ("_buffer", "_bus", "_closed", "_direct", "_lagged", "_limit", "_seen", "_waiting", "_wanted")
+    __slots__ = ("_buffer", "_bus", "_closed", "_direct", "_lagged", "_limit", "_waiting", "seen", "wanted")
 
-    def __init__(self, bus: Bus, wanted: Callable[[Event], bool], direct: Callable[[Event], bool], limit: int) -> None:
-        self._bus, self._wanted, self._direct, self._limit = bus, wanted, direct, limit
+    def __init__(
+        self,
+        bus: Bus,
+        wanted: Callable[[Event], bool],
+        direct: Callable[[Sequence[Event]], bool],
+        limit: int,
+    ) -> None:
+        self._bus, self.wanted, self._direct, self._limit = bus, wanted, direct, limit
         self._buffer: deque[Event] = deque()
-        self._seen = 0
+        self.seen = 0
         self._lagged = False
         self._closed = False
         # set as long as the reader waits and nothing has woken it
@@ -62,6 +77,9 @@ class Subscription:
         self._bus._leave(self)  # noqa: SLF001 - as above
         self._buffer.clear()
 
+    def __len__(self) -> int:
+        return len(self._buffer)
+
     def __aiter__(self) -> Self:
         return self
 
@@ -73,7 +91,7 @@ class Subscription:
         """
         while not self._buffer:
             if self._lagged:
-                raise Lagged(self._seen)
+                raise Lagged(self.seen)
             if self._closed:
                 raise StopAsyncIteration
             self._waiting = waiting = anyio.Event()
@@ -88,17 +106,29 @@ class Subscription:
         self._lagged = False
         self._bus._join(self)  # noqa: SLF001 - as above
 
-    def offer(self, event: Event) -> None:
-        """Take an event if it is wanted and there is room; for the bus."""
+    def offer(self, events: Sequence[Event], last_seq: int) -> None:
+        """Take events that are wanted, as far as there is room; for the bus.
+
+        Args:
+            events: in order; may be none.
+            last_seq: number of the last that was published with them, wanted or not.
+        """
         # while the reader waits it has all that came before: what is handed over past the buffer keeps the order
-        if self._wanted(event) and not (self._waiting is not None and self._direct(event)):
-            if len(self._buffer) >= self._limit:
+        if events and not (self._waiting is not None and self._direct(events)):
+            room = self._limit - len(self._buffer)
+            self._buffer.extend(events[:room])
+            if self._buffer and self._waiting is not None:
+                self._rouse()
+            if len(events) > room:
                 self._lagged = True
+                # what is before the first that has no room is here, or is not wanted
+                self.seen = max(self.seen, events[room].seq - 1)
+                if self._limit > 1:
+                    # room for one is for those who only want to be woken
+                    metrics.BUS_OVERFLOWS.inc()
                 self._bus._leave(self)  # noqa: SLF001 - as above
                 return
-            self._buffer.append(event)
-            self._rouse()
-        self._seen = event.seq
+        self.seen = last_seq
 
     def end(self) -> None:
         """End the iteration after what is in the buffer; for the bus."""
@@ -122,24 +152,44 @@ class Bus:
     def __len__(self) -> int:
         return len(self._subscriptions)
 
-    def publish(self, event: Event) -> None:
-        """Hand ``event``, which has its number, to the subscribers; never waits."""
-        for subscription in tuple(self._subscriptions):
-            subscription.offer(event)
+    @property
+    def depth(self) -> int:
+        """Return how many events wait in the fullest buffer."""
+        return max(map(len, self._subscriptions), default=0)
+
+    async def publish(self, events: Sequence[Event]) -> None:
+        """Hand on events that have their numbers, in order, at least one; waits for no subscriber.
+
+        Many events at once cost little more than one: each subscriber gets all that it wants in one go, and those
+        with the same ``wanted`` share one sequence. One task publishes at a time.
+        """
+        chosen: dict[Callable[[Event], bool], Sequence[Event]] = {everything: events}
+        last_seq = events[-1].seq
+        for number, subscription in enumerate(tuple(self._subscriptions), 1):
+            # it may have left while others had their turn
+            if subscription in self._subscriptions:
+                wanted = subscription.wanted
+                mine = chosen.get(wanted)
+                if mine is None:
+                    mine = chosen[wanted] = [event for event in events if wanted(event)]
+                subscription.offer(mine, last_seq)
+            if number % _TURN == 0:
+                await anyio.lowlevel.checkpoint()
 
     def subscribe(
         self,
         wanted: Callable[[Event], bool] = everything,
         *,
-        direct: Callable[[Event], bool] = decline,
+        direct: Callable[[Sequence[Event]], bool] = decline,
         buffer: int = 1024,
     ) -> Subscription:
         """Return a subscription; it takes events once it is entered.
 
         Args:
             wanted: a pure function that never fails; what it refuses takes no room.
-            direct: offered each wanted event while the iterator waits for one, without waking its task; returns
-                whether it took the event, which the iterator then does not give. It neither waits nor fails.
+            direct: offered wanted events while the iterator waits for one, without waking its task; returns whether
+                it took them all, which the iterator then does not give; it takes all or none. It neither waits nor
+                fails.
             buffer: how many events may wait, at least 1.
         """
         return Subscription(self, wanted, direct, buffer)

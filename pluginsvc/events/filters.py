@@ -1,26 +1,41 @@
-"""The Engine's ``/events``: which events it shows, and how (REF 1.7)."""
+"""Which events a reader wants: the Engine's ``filters`` (REF 1.7), and the same for our own stream."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from functools import lru_cache
 
-import msgspec
-
+from pluginsvc.errors import InvalidParameter
+from pluginsvc.events.bus import everything
 from pluginsvc.model.event import Event
+from pluginsvc.model.filters import parse_filters
 
 _TYPE = "plugin"
 _SCOPE = "local"
-_ENCODER = msgspec.json.Encoder()
+_NATIVE_TERMS = ("event", "plugin")
 
 
-def engine_filter(filters: Mapping[str, Sequence[str]]) -> Callable[[Event], bool]:
+class UnknownTerm(InvalidParameter):
+    """A filter of our own stream has a term it does not know, which would show all where little was asked for."""
+
+    def __init__(self, term: str) -> None:
+        self.term = term
+        super().__init__(f"invalid filter '{term}': events are filtered by {' and '.join(_NATIVE_TERMS)}")
+
+
+# the same text gives the same function: subscribers that share one are filtered for only once
+@lru_cache(maxsize=64)
+def engine_filter(text: str) -> Callable[[Event], bool]:
     """Return a predicate: terms are ANDed, the values of a term ORed, unknown terms and empty ones say nothing.
 
     Args:
-        filters: decoded ``filters`` parameter; ``type``, ``event`` and ``scope`` match exactly, ``plugin`` is the
-            actor's ID or name or a prefix of one, ``label`` is ``key`` or ``key=value`` of the actor's attributes.
+        text: the ``filters`` parameter; ``type``, ``event`` and ``scope`` match exactly, ``plugin`` is the actor's ID
+            or name or a prefix of one, ``label`` is ``key`` or ``key=value`` of the actor's attributes.
+
+    Raises:
+        InvalidFilter: it is malformed.
     """
-    terms = {term: frozenset(values) for term, values in filters.items() if values}
+    terms = {term: frozenset(values) for term, values in parse_filters(text).items() if values}
     of_this_kind = _TYPE in terms.get("type", {_TYPE}) and _SCOPE in terms.get("scope", {_SCOPE})
     actions = terms.get("event")
     prefixes = tuple(terms.get("plugin", ()))
@@ -39,20 +54,30 @@ def engine_filter(filters: Mapping[str, Sequence[str]]) -> Callable[[Event], boo
     return wanted
 
 
-def engine_message(event: Event) -> bytes:
-    """Return the JSON of an event that Docker's stream shows; exactly Moby's members, no newline.
+@lru_cache(maxsize=64)
+def native_filter(text: str) -> Callable[[Event], bool]:
+    """Return a predicate over all events, in the same grammar.
 
     Args:
-        event: written to the journal, with an Engine view.
+        text: the ``filters`` parameter; ``event`` matches an action exactly, ``plugin`` the plugin's ID or name or a
+            prefix of one.
+
+    Raises:
+        InvalidFilter: it is malformed.
+        UnknownTerm: it has another term.
     """
-    assert event.engine is not None
-    return _ENCODER.encode(
-        {
-            "Type": _TYPE,
-            "Action": event.action,
-            "Actor": {"ID": event.engine.actor, "Attributes": {"name": event.engine.name}},
-            "scope": _SCOPE,
-            "time": event.time_ns // 1_000_000_000,
-            "timeNano": event.time_ns,
-        }
-    )
+    terms = {term: values for term, values in parse_filters(text).items() if values}
+    for term in terms:
+        if term not in _NATIVE_TERMS:
+            raise UnknownTerm(term)
+    if not terms:
+        return everything
+    actions = frozenset(terms.get("event", ()))
+    prefixes = tuple(terms.get("plugin", ()))
+
+    def wanted(event: Event) -> bool:
+        if actions and event.action not in actions:
+            return False
+        return not prefixes or event.plugin_id.startswith(prefixes) or event.plugin_name.startswith(prefixes)
+
+    return wanted

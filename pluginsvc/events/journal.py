@@ -2,40 +2,46 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Self
 
 import anyio
 import anyio.abc
+import structlog
 
+from pluginsvc import metrics
 from pluginsvc.errors import NotFound
 from pluginsvc.events.bus import Bus, Lagged, decline, everything
 from pluginsvc.model.event import Event
 from pluginsvc.state import journal
-from pluginsvc.state.database import Database
+from pluginsvc.state.database import Database, StateError
 
+_log = structlog.get_logger()
+_GAUGES = (metrics.JOURNAL_EVENTS, metrics.JOURNAL_BYTES, metrics.JOURNAL_OLDEST, metrics.JOURNAL_NEWEST)
 _BATCH = 128
 _LONGEST_WAIT = 3600.0
 """Seconds after which a wait for a far moment looks at the clock again, which may have been set."""
 
 
 class EventsPruned(NotFound):
-    """Events that a reader still needs are no longer in the journal.
+    """The journal does not go on from where a reader is: too much was pruned, or it is another journal.
 
     Attributes:
         after_seq: the last number the reader has.
-        oldest_seq: the oldest number that is kept.
+        oldest_seq: the oldest number that is kept; not above ``after_seq`` when that was never given.
     """
 
     def __init__(self, after_seq: int, oldest_seq: int) -> None:
         self.after_seq, self.oldest_seq = after_seq, oldest_seq
+        what = "are no longer kept" if oldest_seq > after_seq else "are none of this journal, which is a new one"
         super().__init__(
-            f"events after number {after_seq} are no longer kept, the oldest is {oldest_seq}: "
+            f"events after number {after_seq} {what}, the oldest is {oldest_seq}: "
             "read the present state and follow from there"
         )
 
@@ -62,14 +68,54 @@ class Publisher:
             self._wake = anyio.Event()
             while True:
                 batch = await self._database.read(partial(journal.after, seq=published, limit=_BATCH))
-                for event in batch:
-                    self._bus.publish(event)
-                    published = event.seq
+                if batch:
+                    await self._bus.publish(batch)
+                    published = batch[-1].seq
+                    _measure(batch)
                 if len(batch) < _BATCH:
                     break
 
     def _on_commit(self) -> None:
         self._wake.set()
+
+
+class EventLog:
+    """What readers outside need of the journal and the bus."""
+
+    def __init__(self, database: Database, bus: Bus) -> None:
+        self._database, self._bus = database, bus
+        self.follow = partial(follow, database, bus)
+
+    async def number_at(self, since_ns: int | None) -> int:
+        """Return the number after which events from this time on begin; of the last event for ``None``.
+
+        Raises:
+            StateError: the journal cannot be read.
+        """
+        return await self._database.read(
+            journal.last_seq if since_ns is None else partial(journal.number_at, since_ns=since_ns)
+        )
+
+    async def measure(self) -> None:
+        """Set the gauges that tell how much the journal holds and how the bus does.
+
+        Those of a journal that cannot be read are no numbers: then the other metrics matter all the more.
+        """
+
+        def work(db: sqlite3.Connection) -> tuple[journal.Size, int, int]:
+            return journal.size(db), journal.oldest_seq(db), journal.last_seq(db)
+
+        try:
+            size, oldest, newest = await self._database.read(work)
+        except StateError as exc:
+            _log.warning("journal.not_measured", error=str(exc))
+            found: tuple[float, ...] = (math.nan,) * 4
+        else:
+            found = *size, oldest, newest
+        for gauge, value in zip(_GAUGES, found, strict=True):
+            gauge.set(value)
+        metrics.BUS_SUBSCRIBERS.set(len(self._bus))
+        metrics.BUS_DEPTH.set(self._bus.depth)
 
 
 @asynccontextmanager
@@ -81,9 +127,9 @@ async def follow(
     until_ns: int | None = None,
     after_seq: int | None = None,
     wanted: Callable[[Event], bool] = everything,
-    direct: Callable[[Event], bool] = decline,
+    direct: Callable[[Sequence[Event]], bool] = decline,
     buffer: int = 1024,
-) -> AsyncIterator[AsyncIterator[Event]]:
+) -> AsyncIterator[EventReader]:
     """Give an iterator over events, for one task: history first if any bound is given, then what happens.
 
     Inside the block the reader is subscribed: it gets each event that is committed from then on. The iterator ends
@@ -97,14 +143,14 @@ async def follow(
         after_seq: the last number the reader knows.
         wanted: which events to give; a pure function that never fails.
         direct: offered what happens while the iterator waits for it, without waking its task; returns whether it took
-            the event, which the iterator then does not give. It neither waits nor fails.
+            the events, all of them, which the iterator then does not give. It neither waits nor fails.
         buffer: how many events may wait in memory.
 
     Raises:
         EventsPruned: events after ``after_seq``, or after where a slow reader is, are gone; on entering or iterating.
         StateError: the journal cannot be read; while iterating.
     """
-    reader = _Reader(
+    reader = EventReader(
         database,
         bus,
         since_ns=since_ns,
@@ -120,8 +166,8 @@ async def follow(
         yield reader
 
 
-class _Reader:
-    """The state of one reader: up to which number it was given all that it wants, and where the next comes from.
+class EventReader:
+    """One reader: up to which number it was given all that it wants, and where the next comes from; see ``follow``.
 
     A plain iterator and no generator, so that a cancelled ``anext`` loses nothing and does not end it.
 
@@ -138,7 +184,7 @@ class _Reader:
         until_ns: int | None,
         after_seq: int | None,
         wanted: Callable[[Event], bool],
-        direct: Callable[[Event], bool],
+        direct: Callable[[Sequence[Event]], bool],
         buffer: int,
     ) -> None:
         self._database, self._wanted, self._direct = database, wanted, direct
@@ -168,10 +214,17 @@ class _Reader:
                 return live
         raise StopAsyncIteration
 
+    @property
+    def position(self) -> int:
+        """Return the number up to which everything that is wanted was given; 0: not known yet."""
+        if self._replaying or self._batch or len(self.subscription):
+            return self._position
+        return max(self._position, self.subscription.seen)
+
     def refuse_if_pruned(self, db: sqlite3.Connection) -> None:
         """Raise unless the journal still holds all that follows the position."""
         oldest = journal.oldest_seq(db)
-        if oldest > self._position + 1:
+        if oldest > self._position + 1 or self._position > journal.last_seq(db):
             raise EventsPruned(self._position, oldest)
 
     async def _read(self) -> None:
@@ -218,13 +271,16 @@ class _Reader:
                 return event
         return None
 
-    def _hand_over(self, event: Event) -> bool:
-        """Give one live event past the iterator, which waits; tell whether there is nothing left to do with it."""
-        if event.seq <= self._position:
-            return True
-        if (self._until_ns is not None and event.time_ns > self._until_ns) or not self._direct(event):
+    def _hand_over(self, events: Sequence[Event]) -> bool:
+        """Give live events past the iterator, which waits; tell whether there is nothing left to do with them."""
+        if events[0].seq <= self._position:
+            # read from the journal before they were published
+            events = [event for event in events if event.seq > self._position]
+            if not events:
+                return True
+        if (self._until_ns is not None and events[-1].time_ns > self._until_ns) or not self._direct(events):
             return False
-        self._position = event.seq
+        self._position = events[-1].seq
         return True
 
     def _is_over(self) -> bool:
@@ -233,3 +289,9 @@ class _Reader:
 
 def _remaining(until_ns: int) -> float:
     return min(max((until_ns - time.time_ns()) / 1e9, 0.0), _LONGEST_WAIT)
+
+
+def _measure(events: Sequence[Event]) -> None:
+    now = time.time_ns()
+    for event in events:
+        metrics.EVENT_DELIVERY.observe(max(0, now - event.time_ns) / 1e9)

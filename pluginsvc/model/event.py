@@ -37,3 +37,16 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     engine: EngineView | None = None
     seq: int = 0
     time_ns: int = 0
+
+
+class Gap(msgspec.Struct, frozen=True):
+    """Events that a consumer cannot have any more.
+
+    Attributes:
+        after: the last number it has.
+        oldest: the oldest number that is kept, with which it goes on; not above ``after`` when the journal is a new
+            one and numbers began anew.
+    """
+
+    after: int
+    oldest: int

@@ -9,7 +9,7 @@ import msgspec
 
 from pluginsvc.model.lifecycle import Ended, State, Status
 from pluginsvc.model.options import Options
-from pluginsvc.plugins.inventory import Entry
+from pluginsvc.model.plugin import PluginRecord
 from pluginsvc.state.mounts import MountRow
 
 
@@ -32,6 +32,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
 
     Attributes:
         desired: the wish.
+        reference: where its content came from.
+        digest: of its manifest.
         state: see ``model.lifecycle``.
         since, next_try: RFC 3339, UTC; empty: unknown, or none.
         restarts: since it was enabled.
@@ -40,6 +42,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
 
     id: str
     name: str
+    reference: str
+    digest: str
     desired: str
     state: State
     since: str
@@ -50,12 +54,14 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
     next_try: str
 
     @classmethod
-    def of(cls, entry: Entry, status: Status, **more: Any) -> Any:
+    def of(cls, record: PluginRecord, status: Status, **more: Any) -> Any:
         """Return the view of a plugin."""
         return cls(
-            id=entry.record.id,
-            name=entry.record.name,
-            desired="enabled" if entry.record.enabled else "disabled",
+            id=record.id,
+            name=record.name,
+            reference=record.reference,
+            digest=str(record.manifest),
+            desired="enabled" if record.enabled else "disabled",
             state=status.state,
             since=when(status.since_ns),
             reason=status.reason,
@@ -65,6 +71,18 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
             next_try=when(status.next_ns or 0),
             **more,
         )
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """The native list as of one event.
+
+    Attributes:
+        seq: number of the last event that is in it; 0 when there was none.
+        plugins: sorted by name.
+    """
+
+    seq: int
+    plugins: list[Summary]
 
 
 class Description(Summary, frozen=True, kw_only=True, rename="pascal"):

@@ -94,7 +94,7 @@ async def create(parts: Parts, job: Job, name: str, body: AsyncIterator[bytes]) 
             unsynced_boot=boot_id(),
         )
         with job.commit():
-            event = lifecycle("create", record, EngineView(actor=plugin_id, name=name))
+            event = lifecycle("create", record, EngineView(actor=plugin_id, name=name), attributes=_content(record))
             return await parts.commit(staging, record, config, event, release=lease)
 
 
@@ -140,7 +140,7 @@ async def install(
                 record,
                 resolved.config,
                 lifecycle("pull", record, view, attributes={"remote": str(remote)}),
-                lifecycle("create", record),
+                lifecycle("create", record, attributes=_content(record)),
                 release=lease,
             )
 
@@ -175,7 +175,7 @@ async def upgrade(
         )
         with job.commit():
             view = EngineView(actor=remote.familiar, name=record.name)
-            change = {"remote": str(remote), "before": str(old.manifest), "after": str(record.manifest)}
+            change = _content(record) | {"previous": str(old.manifest)}
             upgraded = await parts.commit(
                 staging,
                 record,
@@ -280,6 +280,11 @@ async def _fetch(
         await to_thread.run_sync(parts.store.remove, exc.digest)
         raise
     return resolved, fetcher.source
+
+
+def _content(record: PluginRecord) -> dict[str, str]:
+    """Return what an event says of the content of a plugin, for those who keep their own list of plugins."""
+    return {"reference": record.reference, "digest": str(record.manifest)}
 
 
 def _blobs(resolved: pull.Resolved) -> list[Digest]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import msgspec
 
 from pluginsvc.errors import Conflict, InvalidParameter, NotFound
 from pluginsvc.model.filters import InvalidFilter
-from pluginsvc.model.lifecycle import Status
+from pluginsvc.model.lifecycle import State, Status
 from pluginsvc.model.plugin import Plugin, PluginConfig, PluginRecord
 from pluginsvc.model.reference import InvalidReference, Reference
 
@@ -90,6 +91,17 @@ class Inventory:
         """Entries sorted by name (REF 7.50)."""
         return iter(sorted(self._by_id.values(), key=lambda entry: entry.record.name))
 
+    def counts(self) -> str:
+        """Say in a line how many plugins there are, how many of them enabled, and what ails those."""
+        found = self.states()
+        enabled = sum(entry.record.enabled for entry in self._by_id.values())
+        ailing = [f"{found[state]} {state}" for state in ("unhealthy", "backing-off", "crash-loop") if found[state]]
+        return ", ".join([f"{len(self)} plugins", f"{enabled} enabled", *ailing])
+
+    def states(self) -> Counter[State]:
+        """Return how many plugins there are in each state."""
+        return Counter(self.status(plugin_id).state for plugin_id in self._by_id)
+
     def put(self, entry: Entry) -> None:
         """Add an entry, or replace the one with the same ID."""
         self._by_id[entry.record.id] = entry
@@ -99,6 +111,11 @@ class Inventory:
     def put_ruin(self, entry: Entry) -> None:
         """Add a plugin whose config is lost: it is not shown, keeps its name and ID, and can only be removed."""
         self._ruins[entry.record.id] = entry
+
+    @property
+    def ruined(self) -> Collection[str]:
+        """Return the IDs of plugins that are not shown, because their config is lost."""
+        return self._ruins.keys()
 
     def drop(self, plugin_id: str) -> None:
         """Forget an entry, or a ruin."""

@@ -136,9 +136,9 @@ class Parts:
         await self.database.write(work)
 
     async def arrive(self, plugin_id: str, state: State, reason: str, *events: Event, **change: object) -> None:
-        """Say what a plugin does now, and write it down with its events.
+        """Write down what a plugin does now, with its events, and then show it.
 
-        What cannot be written is only logged: a full disk must not end the supervision of anything.
+        What cannot be written is only logged, and shown: a full disk must not end the supervision of anything.
 
         Args:
             plugin_id: 64 hex digits.
@@ -149,7 +149,6 @@ class Parts:
         """
         before = self.inventory.status(plugin_id)
         status = before.to(state, now_ns=time.time_ns(), reason=reason, boot=boot_id(), **change)
-        self.inventory.put_status(plugin_id, status)
         try:
             await self.note(*events, status=(plugin_id, status))
         except Exception as exc:  # noqa: BLE001 - whatever it was, supervision goes on
@@ -161,6 +160,9 @@ class Parts:
                 error=str(exc),
                 exc_info=None if known else exc,
             )
+        finally:
+            # not before: who sees it may look for the event
+            self.inventory.put_status(plugin_id, status)
 
     def options(self, record: PluginRecord) -> Options:
         """Return the options that count for a plugin."""

@@ -10,6 +10,7 @@ from typing import Final, TypeVar
 import aiohttp
 import anyio
 
+from pluginsvc import metrics
 from pluginsvc.model.digest import Digest
 from pluginsvc.model.manifest import MANIFEST_TYPES, MAX_MANIFEST, Descriptor
 from pluginsvc.model.reference import DEFAULT_TAG, Reference
@@ -102,6 +103,7 @@ class Fetcher:
                 missing=ManifestUnknown if manifest else BlobUnknown,
                 what=f"{self._reference.repository}@{descriptor.digest}",
             )
+            metrics.DOWNLOADED.inc(len(answer.body))
             verify(answer, descriptor)
             return answer.body
 
@@ -158,6 +160,7 @@ class Fetcher:
                 break
             if not data:
                 break
+            metrics.DOWNLOADED.inc(len(data))
             if skip:
                 data, skip = data[skip:], max(skip - len(data), 0)
             held += len(data)

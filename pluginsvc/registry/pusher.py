@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 import anyio
 from anyio import to_thread
 
+from pluginsvc import metrics
 from pluginsvc.errors import Internal
 from pluginsvc.model.digest import Digest
 from pluginsvc.model.manifest import Descriptor
@@ -157,6 +158,7 @@ class Pusher:
             missing=ManifestUnknown,
             what=str(self._reference),
         )
+        metrics.UPLOADED.inc(len(raw))
         stored = announced_digest(answer)
         if stored is not None and stored.algorithm == digest.algorithm and stored != digest:
             raise RegistryProtocolError(
@@ -210,6 +212,7 @@ class Pusher:
             while chunk := await to_thread.run_sync(_read_at, path, file, sent, descriptor.size):
                 yield chunk
                 sent += len(chunk)
+                metrics.UPLOADED.inc(len(chunk))
                 on_progress(sent)
 
         # the location's own query is the registry's, byte for byte: only joined, never quoted anew

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from typing import NamedTuple
 
 import msgspec
 import structlog
@@ -22,9 +23,12 @@ def append(db: sqlite3.Connection, event: Event) -> Event:
     Both grow from event to event, the time even when the clock is set back: either one orders events, and can be
     resumed from.
     """
-    last = db.execute("SELECT time_ns FROM journal ORDER BY seq DESC LIMIT 1").fetchone()
-    now = max(time.time_ns(), last[0] + 1 if last else 0)
-    seq = db.execute("INSERT INTO journal (time_ns, event) VALUES (?, ?)", (now, _ENCODER.encode(event))).lastrowid
+    last_ns, end = db.execute("SELECT time_ns, end_bytes FROM journal ORDER BY seq DESC LIMIT 1").fetchone() or (-1, 0)
+    now = max(time.time_ns(), last_ns + 1)
+    raw = _ENCODER.encode(event)
+    seq = db.execute(
+        "INSERT INTO journal (time_ns, event, end_bytes) VALUES (?, ?, ?)", (now, raw, end + len(raw))
+    ).lastrowid
     assert seq is not None
     return msgspec.structs.replace(event, seq=seq, time_ns=now)
 
@@ -89,12 +93,59 @@ def oldest_seq(db: sqlite3.Connection) -> int:
     return int(oldest) if oldest is not None else last_seq(db) + 1
 
 
-def prune(db: sqlite3.Connection, *, keep: int) -> int:
-    """Delete all but the newest ``keep`` events; return how many went.
+class Size(NamedTuple):
+    """How much the journal holds.
 
-    The newest always stays, because the time of the next one builds on it.
+    Attributes:
+        events: how many.
+        bytes: of their texts; the database takes about half as much again.
     """
-    return db.execute("DELETE FROM journal WHERE seq <= ?", (last_seq(db) - max(keep, 1),)).rowcount
+
+    events: int
+    bytes: int
+
+
+def size(db: sqlite3.Connection) -> Size:
+    """Return how much is kept, without a look at all of it."""
+    oldest = db.execute("SELECT seq, end_bytes - length(event) FROM journal ORDER BY seq LIMIT 1").fetchone()
+    if oldest is None:
+        return Size(0, 0)
+    newest, end = db.execute("SELECT seq, end_bytes FROM journal ORDER BY seq DESC LIMIT 1").fetchone()
+    # only the oldest are ever deleted, and a number is only used up by an event that is committed
+    return Size(newest - oldest[0] + 1, end - oldest[1])
+
+
+def number_at(db: sqlite3.Connection, since_ns: int) -> int:
+    """Return the number after which the events begin that happened at this time or later."""
+    row = db.execute("SELECT seq FROM journal WHERE time_ns >= ? ORDER BY time_ns LIMIT 1", (_int64(since_ns),))
+    first = row.fetchone()
+    return int(first[0]) - 1 if first else last_seq(db)
+
+
+def prune(db: sqlite3.Connection, *, events: int, bytes_: int, before_ns: int, limit: int) -> int:
+    """Delete events, the oldest first, until all three bounds hold or ``limit`` are gone; return how many went.
+
+    The newest always stays, because number and time of the next one build on it.
+
+    Args:
+        db: the connection.
+        events: how many may stay.
+        bytes_: of text that may stay.
+        before_ns: what happened before this time goes, in nanoseconds since the epoch.
+        limit: how many at most go now, so that others get their turn at the database.
+    """
+    newest = db.execute("SELECT seq, end_bytes FROM journal ORDER BY seq DESC LIMIT 1").fetchone()
+    if newest is None:
+        return 0
+    last, end = newest
+    row = db.execute(
+        "SELECT max(seq) FROM"
+        " (SELECT seq, time_ns, end_bytes - length(event) AS begin FROM journal ORDER BY seq LIMIT ?)"
+        " WHERE seq < ? AND (seq <= ? OR begin < ? OR time_ns < ?)",
+        (limit, last, last - events, end - bytes_, _int64(before_ns)),
+    )
+    (until,) = row.fetchone()
+    return 0 if until is None else db.execute("DELETE FROM journal WHERE seq <= ?", (until,)).rowcount
 
 
 def _int64(number: int) -> int:

@@ -39,7 +39,17 @@ _SECOND = (
         boot TEXT NOT NULL, since_ns INTEGER NOT NULL, trouble TEXT NOT NULL) STRICT, WITHOUT ROWID""",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND)
+_THIRD = (
+    # bytes of all events up to and with this one: the difference of two says what lies between them, without a sum
+    "ALTER TABLE journal ADD COLUMN end_bytes INTEGER NOT NULL DEFAULT 0",
+    """UPDATE journal SET end_bytes = sums.total
+        FROM (SELECT seq, sum(length(event)) OVER (ORDER BY seq) AS total FROM journal) AS sums
+        WHERE journal.seq = sums.seq""",
+    # up to which event each sink has taken them
+    "CREATE TABLE cursors (name TEXT PRIMARY KEY, seq INTEGER NOT NULL) STRICT, WITHOUT ROWID",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD)
 """Statements of each step; a step that was released is never changed, only followed by another."""
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +14,8 @@ import pytest
 from pluginsvc.api.app import Api, make_app, serve
 from pluginsvc.api.listeners import UnixListener
 from pluginsvc.events.bus import Bus
-from pluginsvc.events.filters import engine_message
-from pluginsvc.events.journal import Publisher, follow
+from pluginsvc.events.forms import engine_message
+from pluginsvc.events.journal import _BATCH, EventLog, EventReader, Publisher, follow
 from pluginsvc.model.event import Event
 from pluginsvc.state import journal
 from pluginsvc.state.database import Database
@@ -52,7 +52,7 @@ class House:
     bus: Bus
     app: Api
     socket: Path
-    outlets: list[Callable[[Event], bool]]
+    outlets: list[Callable[[Sequence[Event]], bool]]
     clients: list[asyncio.StreamWriter] = field(default_factory=list)
 
     async def commit(self, count: int) -> list[Event]:
@@ -68,16 +68,18 @@ class House:
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
+async def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[House]:
     bus = Bus()
-    outlets: list[Callable[[Event], bool]] = []
+    outlets: list[Callable[[Sequence[Event]], bool]] = []
     database = await Database.open(tmp_path / "state.db")
 
-    def followed(*, direct: Callable[[Event], bool], **more: Any) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
+    def followed(*, direct: Callable[[Sequence[Event]], bool], **more: Any) -> AbstractAsyncContextManager[EventReader]:
         outlets.append(direct)
         return follow(database, bus, direct=direct, **more)
 
-    app = make_app(manager=MemoryManager(), system=FACTS, events=followed)
+    events = EventLog(database, bus)
+    monkeypatch.setattr(events, "follow", followed)
+    app = make_app(manager=MemoryManager(), system=FACTS, events=events)
     async with anyio.create_task_group() as group:
         await group.start(lambda *, task_status: Publisher(database, bus).run(task_status=task_status))
         async with serve(app, [UnixListener(tmp_path / "api.sock")], grace=2):
@@ -126,7 +128,7 @@ async def test_slow_reader_loses_nothing_and_holds_little(house: House) -> None:
         assert await numbers(fast, 100) == made[-100:]
     assert len(house.bus) == 1
     transport = house.outlets[0].__self__._transport  # type: ignore[attr-defined]  # looks inside
-    assert HIGH_WATER < transport.get_write_buffer_size() < HIGH_WATER + 1024
+    assert HIGH_WATER < transport.get_write_buffer_size() < HIGH_WATER + _BATCH * 512
     assert await numbers(slow, 6000) == made
     made = [found.time_ns for found in await house.commit(2)]
     assert (await numbers(slow, 2), await numbers(fast, 2)) == (made, made)

@@ -1,19 +1,23 @@
 """pluginctl against the API."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import anyio
 import pytest
 from anyio import to_thread
+from anyio.streams.buffered import BufferedByteReceiveStream
 from click.testing import CliRunner, Result
 
 from pluginsvc.api.app import make_app, serve
-from pluginsvc.api.listeners import TcpListener
+from pluginsvc.api.listeners import TcpListener, UnixListener
 from pluginsvc.client.pluginctl import main
 from tests.functional.conftest import FACTS
 from tests.support.engine import CONFIG, Engine
@@ -108,30 +112,85 @@ async def test_create_refused(ctl: Ctl, folder: Path) -> None:
 
 
 async def test_events(ctl: Ctl, engine: Engine) -> None:
-    """Events are replayed between two bounds, as docker shows them or as JSON lines, and filtered."""
+    """Events are replayed from a time, or behind a number, to a time, as lines or as JSON, and filtered."""
     await engine.install("demo")
     await ctl("enable", "demo")
+    identity = (await ctl("ls", "-q")).stdout.strip()
     lines = (await ctl("events", "--since", "1h", "--until", "0s")).stdout.splitlines()
-    assert [line.split()[1:3] for line in lines] == [["plugin", "pull"], ["plugin", "enable"]]
-    assert lines[1].endswith(" (name=demo)")
-    found = await ctl("events", "--since", "1h", "--until", "0s", "--filter", "event=enable", "--format", "json")
-    assert json.loads(found.stdout)["Action"] == "enable"
+    assert [line.split()[1:3] for line in lines] == [["pull", "demo:latest"], ["enable", "demo"]]
+    assert re.fullmatch(rf"\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{{3}}Z enable demo \({identity}…\)", lines[1])
+    assert (await ctl("events", "--after", "1", "--until", "0s")).stdout.splitlines() == lines[1:]
+    found = await ctl("events", "--after", "0", "--until", "0s", "--filter", "event=enable", "--format", "json")
+    assert (json.loads(found.stdout)["seq"], json.loads(found.stdout)["action"]) == (2, "enable")
+    refused = await ctl("events", "--filter", "label=x", status=1)
+    assert "events are filtered by event and plugin" in refused.stderr
 
 
-async def test_events_until_the_daemon_stops(engine: Engine, memory: MemoryManager) -> None:
-    """Live events are printed as they come, and an end that nobody asked for is no success."""
-    words = [sys.executable, "-m", "pluginsvc.client.pluginctl", "-H", engine.host, "events", "--format", "json"]
-    async with await anyio.open_process(words, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        _, facts = await engine.call("GET", "/info")
-        with anyio.fail_after(20):
-            while not facts["NEventsListener"]:
-                await anyio.sleep(0.01)
-                _, facts = await engine.call("GET", "/info")
+async def test_snapshot(ctl: Ctl, engine: Engine) -> None:
+    """The plugins are shown first, as lines or as one document."""
+    await engine.install("demo")
+    identity = (await ctl("ls", "-q")).stdout.strip()
+    words = ["events", "--snapshot", "--until", "0s"]
+    assert (await ctl(*words)).stdout == f"plugin demo:latest ({identity}…) desired=disabled state=stopped\n"
+    document = json.loads((await ctl(*words, "--format", "json")).stdout)
+    assert (document["seq"], [plugin["Name"] for plugin in document["plugins"]]) == (1, ["demo:latest"])
+
+
+async def test_events_over_the_end_of_the_daemon(memory: MemoryManager, tmp_path: Path) -> None:
+    """When the daemon stops it waits for it, says so once, and goes on without a loss or a double until interrupted."""
+    socket = tmp_path / "other.sock"
+    words = ["-m", "pluginsvc.client.pluginctl", "-H", f"unix://{socket}", "events", "--after", "0", "--format", "json"]
+
+    def daemon() -> AbstractAsyncContextManager[list[str]]:
+        return serve(make_app(manager=memory, system=FACTS, events=memory.events), [UnixListener(socket)], grace=5)
+
+    def happen(count: int) -> None:
+        for _ in range(count):
             memory.events.publish("enable", "0" * 64, "demo")
-            assert json.loads(await process.stdout.receive())["Actor"]["ID"] == "0" * 64
-            process.send_signal(signal.SIGINT)
-            assert await process.wait() == 130
+
+    with anyio.fail_after(20):
+        async with daemon():
+            process = await anyio.open_process([sys.executable, *words], stderr=subprocess.PIPE)
+            assert process.stdout is not None
+            assert process.stderr is not None
+            out = BufferedByteReceiveStream(process.stdout)
+            happen(3)
+            seen = [json.loads(await out.receive_until(b"\n", 4096))["seq"] for _ in range(3)]
+        happen(3)
+        for _ in range(2):
+            async with daemon():
+                seen += [json.loads(await out.receive_until(b"\n", 4096))["seq"] for _ in range(3)]
+                happen(2)
+                seen += [json.loads(await out.receive_until(b"\n", 4096))["seq"] for _ in range(2)]
+            happen(3)
+        process.send_signal(signal.SIGINT)
+        assert await process.wait() == 130
+        said = b"".join([piece async for piece in process.stderr])
+        await process.aclose()
+    assert seen == [*range(1, 14)]
+    # once for each end of the daemon
+    assert said.count(b"waiting for it to go on") == 3
+
+
+async def test_events_that_end_too_early(memory: MemoryManager, tmp_path: Path) -> None:
+    """A daemon that stops before the time that was asked for leaves with how to go on, and not as if all were told."""
+    socket = tmp_path / "other.sock"
+    words = ["events", "--until", str(int(time.time()) + 3600)]
+    app = make_app(manager=memory, system=FACTS, events=memory.events)
+    memory.events.publish("enable", "0" * 64, "demo")
+    found: list[Result] = []
+
+    async def run() -> None:
+        invoke = lambda: CliRunner().invoke(main, words, env={"PLUGINSVC_HOST": f"unix://{socket}"})  # noqa: E731 - a thread's body
+        found.append(await to_thread.run_sync(invoke))
+
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as group, serve(app, [UnixListener(socket)], grace=5):
+            group.start_soon(run)
+            while not len(app.native):  # noqa: ASYNC110 - whether it is there can only be looked at
+                await anyio.sleep(0.01)
+    assert found[0].exit_code == 1
+    assert "ended the events, it is stopping: go on later with --after 1" in found[0].stderr
 
 
 async def test_df_and_prune(ctl: Ctl, engine: Engine) -> None:
@@ -169,6 +228,10 @@ async def test_failed_push(ctl: Ctl, engine: Engine) -> None:
         ["set", "x"],
         ["install", "x"],
         ["events", "--since", "yesterday"],
+        ["events", "--after", "-1"],
+        ["events", "--after", "last"],
+        ["events", "--snapshot", "--after", "3"],
+        ["events", "--filter", "enable"],
         ["enable", ""],
         ["set", "x", "K=\udcff"],
         ["--host", "tcp://nowhere", "ls"],
@@ -190,7 +253,7 @@ async def test_no_daemon(ctl: Ctl, tmp_path: Path) -> None:
 
 async def test_over_tcp(ctl: Ctl, memory: MemoryManager) -> None:
     """A loopback port serves as well as a socket."""
-    app = make_app(manager=memory, system=FACTS, events=memory.events.follow)
+    app = make_app(manager=memory, system=FACTS, events=memory.events)
     async with serve(app, [TcpListener("127.0.0.1", 0)], grace=2) as addresses:
         assert "1.47" in (await ctl("version", host=addresses[0])).stdout
 

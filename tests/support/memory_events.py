@@ -1,8 +1,9 @@
 """A journal and a bus in one list, for the manager that keeps all in memory."""
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Self
 
 import anyio
 
@@ -14,7 +15,7 @@ class MemoryEvents:
 
     def __init__(self) -> None:
         self.journal: list[Event] = []
-        self._more = anyio.Event()
+        self.more = anyio.Event()
 
     def publish(self, action: str, actor: str, name: str) -> None:
         now = time.time_ns()
@@ -22,8 +23,8 @@ class MemoryEvents:
         seq = len(self.journal) + 1
         event = Event(action=action, plugin_id=actor, plugin_name=name, engine=view, seq=seq, time_ns=now)
         self.journal.append(event)
-        self._more.set()
-        self._more = anyio.Event()
+        self.more.set()
+        self.more = anyio.Event()
 
     @asynccontextmanager
     async def follow(
@@ -31,25 +32,48 @@ class MemoryEvents:
         *,
         since_ns: int | None = None,
         until_ns: int | None = None,
+        after_seq: int | None = None,
         wanted: Callable[[Event], bool],
-        direct: Callable[[Event], bool],
-    ) -> AsyncIterator[AsyncIterator[Event]]:
+        direct: Callable[[Sequence[Event]], bool],
+    ) -> AsyncIterator[Any]:
         replay = since_ns is not None or until_ns is not None
-        async with aclosing(self._events(0 if replay else len(self.journal), since_ns, until_ns, wanted)) as events:
-            yield events
+        start = after_seq if after_seq is not None else 0 if replay else len(self.journal)
+        yield MemoryReader(self, start, since_ns or 0, until_ns, wanted)
 
-    async def _events(
-        self, at: int, since_ns: int | None, until_ns: int | None, wanted: Callable[[Event], bool]
-    ) -> AsyncGenerator[Event, None]:
+    async def number_at(self, since_ns: int | None) -> int:
+        return sum(since_ns is None or event.time_ns < since_ns for event in self.journal)
+
+    async def measure(self) -> None:
+        pass
+
+
+class MemoryReader:
+    """One reader of the list; to cancel its iteration loses nothing."""
+
+    def __init__(
+        self,
+        events: MemoryEvents,
+        position: int,
+        since_ns: int,
+        until_ns: int | None,
+        wanted: Callable[[Event], bool],
+    ) -> None:
+        self._events, self._since_ns, self._until_ns, self._wanted = events, since_ns, until_ns, wanted
+        self.position = position
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
         while True:
-            more = self._more
-            for event in self.journal[at:]:
-                inside = (since_ns or 0) <= event.time_ns and (until_ns is None or event.time_ns <= until_ns)
-                if inside and wanted(event):
-                    yield event
-            at = len(self.journal)
-            left = 1e9 if until_ns is None else (until_ns - time.time_ns()) / 1e9
+            more = self._events.more
+            for event in self._events.journal[self.position :]:
+                self.position = event.seq
+                inside = self._since_ns <= event.time_ns and (self._until_ns is None or event.time_ns <= self._until_ns)
+                if inside and self._wanted(event):
+                    return event
+            left = 1e9 if self._until_ns is None else (self._until_ns - time.time_ns()) / 1e9
             with anyio.move_on_after(max(0.0, left)) as limit:
                 await more.wait()
             if limit.cancelled_caught:
-                return
+                raise StopAsyncIteration

@@ -7,10 +7,11 @@ import io
 import json
 import secrets
 import tarfile
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import anyio
 import msgspec
@@ -24,6 +25,7 @@ from pluginsvc.model.config import parse_config
 from pluginsvc.model.digest import Digest
 from pluginsvc.model.filters import InvalidFilter
 from pluginsvc.model.lease import PluginLease, check_text, holders
+from pluginsvc.model.lifecycle import State
 from pluginsvc.model.options import Options, changed
 from pluginsvc.model.output import Form, Top, Wanted
 from pluginsvc.model.plugin import Plugin, PluginConfig, PluginSettings
@@ -59,7 +61,20 @@ class LoginRefusedError(Unauthorized):
 class Summary(msgspec.Struct, rename="pascal"):
     id: str
     name: str
+    desired: str
     state: str = "stopped"
+    reference: str = ""
+    digest: str = ""
+
+    @classmethod
+    def of(cls, plugin: Plugin) -> Self:
+        return cls(plugin.id, plugin.name, "enabled" if plugin.enabled else "disabled")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    seq: int
+    plugins: list[Summary]
 
 
 class Mount(msgspec.Struct, rename="pascal"):
@@ -288,12 +303,17 @@ class MemoryManager:
             raise WrongStateError(f"plugin {plugin.name} is not running")
         return Top(("PID", "CMD"), [["7", "/sample \x1b[31m"]])
 
+    def states(self) -> Counter[State]:
+        return Counter("running" if plugin.enabled else "stopped" for plugin in self.plugins.values())
+
     def summaries(self) -> list[Summary]:
-        return [Summary(plugin.id, plugin.name) for plugin in sorted(self.plugins.values(), key=lambda each: each.name)]
+        return [Summary.of(plugin) for plugin in sorted(self.plugins.values(), key=lambda each: each.name)]
+
+    async def snapshot(self) -> Snapshot:
+        return Snapshot(len(self.events.journal), self.summaries())
 
     async def describe(self, name: str) -> Summary:
-        plugin = self.find(name)
-        return Summary(plugin.id, plugin.name)
+        return Summary.of(self.find(name))
 
     async def update(self, name: str, changes: dict[str, Any]) -> Options:
         plugin = self.find(name)

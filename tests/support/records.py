@@ -1,10 +1,12 @@
 """Plugin records and events made of a number, for tests that only need them to differ."""
 
+import sqlite3
 from typing import Any
 
 from pluginsvc.model.digest import Digest
 from pluginsvc.model.event import EngineView, Event
 from pluginsvc.model.plugin import PluginRecord
+from pluginsvc.state import journal
 
 
 def plugin_id(number: int) -> str:
@@ -35,3 +37,8 @@ def event(number: int, **changes: Any) -> Event:
         "engine": EngineView(actor=plugin_id(number), name=f"p{number}:latest"),
     }
     return Event(**values | changes)
+
+
+def keep(db: sqlite3.Connection, events: int) -> int:
+    """Delete all but so many events from the journal; return how many went."""
+    return journal.prune(db, events=events, bytes_=2**62, before_ns=0, limit=10**6)

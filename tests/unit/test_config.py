@@ -53,7 +53,25 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
         ("registry-mirrors = ['http://[::1']", "registry-mirrors"),
         ("insecure-registries = ['reg.test:99999']", "insecure-registries"),
         ("hosts = ['tcp://[::1']", "none of"),
+        ("[sinks.file]\npath = 'events'", "sinks.file.path: 'events' is not an absolute path"),
+        ("[sinks.file]\nsize = 1", "$.sinks.file.size"),
+        ("[sinks.webhook]\nurl = 'ftp://x'", "sinks.webhook.url"),
+        ("[sinks.webhook]\nurl = 'https://'", "sinks.webhook.url"),
+        ("[sinks.webhook]\nurl = 'https://x:0/'", "sinks.webhook.url"),
+        ("[sinks.webhook]\nurl = 'https://x:y/'", "sinks.webhook.url"),
+        ("[sinks.webhook]\nurl = 'https://x/'\ntoken-file = 't'", "sinks.webhook.token-file: 't' is not an absolute"),
+        ("[sinks.webhook]\nurl = 'https://u:p@x/'\ntoken-file = '/t'", "not both"),
         ("= nonsense", "c.toml"),
+        ("sinks.nats.servers = ['http://x']", "sinks.nats.servers: 'http://x' is not nats://"),
+        ("sinks.nats.servers = ['x:4222']", "sinks.nats.servers"),
+        ("sinks.nats.servers = ['nats://x:99999']", "sinks.nats.servers"),
+        ("sinks.nats.servers = ['nats://x/path']", "sinks.nats.servers"),
+        ("sinks.nats.servers = ['nats://user:se/cret@x']", "sinks.nats.servers: 'nats://x' is not"),
+        ("sinks.nats.servers = ['nats://user:secret@']", "sinks.nats.servers: 'nats://' is not"),
+        ("sinks.nats.subject = 'a..b'", "sinks.nats.subject: 'a..b' is not"),
+        ("sinks.nats.subject = 'a.>'", "sinks.nats.subject"),
+        ("sinks.nats.stream = 'A.B'", "sinks.nats.stream: 'A.B' is not"),
+        ("sinks.nats.credentials-file = 'a.creds'", "sinks.nats.credentials-file: 'a.creds' is not an absolute path"),
     ],
 )
 def test_refusals_name_the_key(tmp_path: Path, text: str, named: str) -> None:
@@ -64,6 +82,25 @@ def test_refusals_name_the_key(tmp_path: Path, text: str, named: str) -> None:
         load(file, {})
     assert named in str(caught.value)
     assert str(file) in str(caught.value)
+
+
+def test_nats_servers(tmp_path: Path) -> None:
+    """Servers of NATS may have a log-in, a port and TLS."""
+    file = tmp_path / "c.toml"
+    servers = ("nats://a.test", "tls://user:pass@b.test:4222", "nats://[::1]:4222")
+    file.write_text(f"sinks.nats.servers = {list(servers)}\n")
+    assert load(file, {}).sinks.nats.servers == servers
+
+
+def test_nats_needs_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers of NATS without nats-py are refused with the way to get it; without servers nobody asks for it."""
+    monkeypatch.setattr("pluginsvc.config.find_spec", lambda _name: None)
+    file = tmp_path / "c.toml"
+    file.write_text("sinks.nats.servers = ['nats://x']\n")
+    with pytest.raises(InvalidConfig, match=r"pip install 'pluginsvc\[nats\]'"):
+        load(file, {})
+    file.write_text("sinks.nats.servers = []\n")
+    load(file, {})
 
 
 def test_unreadable_file(tmp_path: Path) -> None:
@@ -78,3 +115,13 @@ def test_mirrors(tmp_path: Path, mirror: str) -> None:
     file = tmp_path / "c.toml"
     file.write_text(f"registry-mirrors = ['{mirror}']\n")
     Hosts(mirrors=load(file, {}).registry_mirrors)
+
+
+def test_refusals_of_sinks_name_all_and_no_secret(tmp_path: Path) -> None:
+    """Every wrong value of the sinks is named at once, and the webhook's URL, which may hold a secret, is not shown."""
+    file = tmp_path / "c.toml"
+    file.write_text("[sinks.file]\npath = 'a'\n[sinks.webhook]\nurl = 'hxxp://u:hush@x/?key=hush'\ntoken-file = 'b'\n")
+    with pytest.raises(InvalidConfig) as caught:
+        load(file, {})
+    assert len(caught.value.problems) == 3
+    assert "hush" not in str(caught.value)

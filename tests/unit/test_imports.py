@@ -27,7 +27,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plugins": _LOW | _TWO | {"events", "transfer", "directory"},
     "api": _LOW | {"plugins", "directory", "events"},
     "client": _LOW,
-    "daemon": _UP_TO_SIX | {"config"},
+    "wiring": _UP_TO_SIX | {"config"},
+    "daemon": _UP_TO_SIX | {"config", "wiring"},
     "__main__": _UP_TO_SIX | {"config", "daemon"},
 }
 """Rooms each room may import, besides itself. Only the top row has ``config``."""

@@ -11,13 +11,18 @@ from pluginsvc.api.events import EventStreams
 from pluginsvc.api.handlers import PluginHandlers
 from pluginsvc.api.leases import LeaseHandlers
 from pluginsvc.api.logs import OutputHandlers
+from pluginsvc.api.metrics import Metrics
 from pluginsvc.api.native import OPENAPI, NativeHandlers
+from pluginsvc.api.native_events import NativeEvents
 from pluginsvc.api.params import MAX_API_VERSION, MIN_API_VERSION
 from pluginsvc.api.routing import Route
 from pluginsvc.api.system import SystemHandlers
+from pluginsvc.events.forms import Origin
 from tests.functional.conftest import FACTS
 from tests.support import openapi
 from tests.support.memory_manager import MemoryManager
+
+ORIGIN = Origin("0b1c", "host")
 
 
 def _routes() -> list[Route]:
@@ -28,7 +33,9 @@ def _routes() -> list[Route]:
         *NativeHandlers(memory).routes(),
         *LeaseHandlers(memory).routes(),
         *OutputHandlers(memory).routes(),
-        Route("GET", "/events", EventStreams(memory.events.follow).serve),
+        Route("GET", "/metrics", Metrics(memory, memory.events, {}, version="1").serve, versioned=False),
+        Route("GET", "/events", EventStreams(memory.events, timeout=1).serve),
+        Route("GET", "/pluginsvc/v1/events", NativeEvents(memory.events, memory, ORIGIN, timeout=1).serve),
     ]
 
 

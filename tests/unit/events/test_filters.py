@@ -1,10 +1,14 @@
 """The Engine's filters and its shape of an event (REF 1.7)."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pluginsvc.events.filters import engine_filter, engine_message
+from pluginsvc.events.bus import everything
+from pluginsvc.events.filters import UnknownTerm, engine_filter, native_filter
+from pluginsvc.events.forms import engine_message
 from pluginsvc.model.event import EngineView
 from tests.support.records import event, plugin_id
 
@@ -44,13 +48,13 @@ SEEN = event(1, engine=EngineView(actor=plugin_id(10), name="a/ok:latest"))
 )
 def test_terms(filters: dict[str, list[str]], *, shown: bool) -> None:
     """Terms are ANDed, values ORed, unknown and empty terms say nothing."""
-    assert engine_filter(filters)(SEEN) is shown
+    assert engine_filter(json.dumps(filters))(SEEN) is shown
 
 
 @given(st.dictionaries(st.sampled_from(["type", "event", "plugin", "label", "scope", "x"]), st.lists(st.text())))
 def test_hidden_events_are_never_shown(filters: dict[str, list[str]]) -> None:
     """An event without an Engine view is shown by no filter."""
-    assert engine_filter(filters)(event(1, engine=None)) is False
+    assert engine_filter(json.dumps(filters))(event(1, engine=None)) is False
 
 
 def test_message_is_golden() -> None:
@@ -62,3 +66,40 @@ def test_message_is_golden() -> None:
         '{"Type":"plugin","Action":"enable","Actor":{"ID":"' + "ab" * 32 + '","Attributes":{"name":"<o&k>é"}},'
         '"scope":"local","time":1795341949,"timeNano":1795341949385363917}'
     )
+
+
+@pytest.mark.parametrize(
+    ("filters", "shown"),
+    [
+        ("", True),
+        ("{}", True),
+        ('{"event":[]}', True),
+        ('{"event":["enable","exit"]}', True),
+        ('{"event":{"enable":true}}', True),
+        ('{"event":{"enable":false,"exit":true}}', False),
+        ('{"event":["exit"]}', False),
+        ('{"plugin":["p1"]}', True),
+        ('{"plugin":["p1:latest"]}', True),
+        ('{"plugin":["00"]}', True),
+        ('{"plugin":["p2"]}', False),
+        ('{"plugin":["p1"],"event":["exit"]}', False),
+    ],
+)
+def test_native_terms(filters: str, *, shown: bool) -> None:
+    """Our own stream is filtered by action and plugin, also where Docker's would not show the event."""
+    assert native_filter(filters)(event(1, engine=None)) is shown
+
+
+@pytest.mark.parametrize("filters", ['{"typ":["plugin"]}', '{"label":["a"]}', '{"event":["enable"],"x":["y"]}'])
+def test_native_filter_refuses_what_it_does_not_know(filters: str) -> None:
+    """A term that is misspelt is an error, since it would show everything."""
+    with pytest.raises(UnknownTerm, match="events are filtered by event and plugin"):
+        native_filter(filters)
+
+
+def test_the_same_text_is_the_same_filter() -> None:
+    """Readers who ask the same share a predicate, which the bus asks once for all of them."""
+    text = '{"event":["enable"]}'
+    assert native_filter(text) is native_filter(text)
+    assert engine_filter(text) is engine_filter(text)
+    assert native_filter("") is native_filter("{}") is everything

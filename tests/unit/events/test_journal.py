@@ -5,7 +5,7 @@ import random
 import sqlite3
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,7 +20,7 @@ from pluginsvc.events.journal import _BATCH, EventsPruned, Publisher, follow
 from pluginsvc.model.event import Event
 from pluginsvc.state import journal
 from pluginsvc.state.database import Database
-from tests.support.records import event
+from tests.support.records import event, keep
 
 pytestmark = pytest.mark.anyio
 T = TypeVar("T")
@@ -169,7 +169,7 @@ async def test_future_until_includes_what_nobody_published_yet(database: Databas
         anyio.create_task_group() as group,
     ):
         group.start_soon(read, events)
-        while events._replaying:  # type: ignore[attr-defined]  # looks inside: the history must be over
+        while events._replaying:
             await checkpoint()
         await commit(database, 2)
     assert seen == [1, 2]
@@ -206,7 +206,7 @@ async def test_slow_reader_catches_up_in_bounded_memory(database: Database, bus:
         await published_up_to(bus, database)
         assert len(bus) == 0
         seen = await take(events, 1500)
-        held = len(events._batch) + len(events.subscription._buffer)  # type: ignore[attr-defined]  # looks inside
+        held = len(events._batch) + len(events.subscription._buffer)
         assert held <= _BATCH + 4
         assert seen + await take(events, 1501) == list(range(1, 3002))
 
@@ -215,7 +215,7 @@ async def test_slow_reader_catches_up_in_bounded_memory(database: Database, bus:
 async def test_pruned_history_is_an_error_not_a_gap(database: Database, bus: Bus) -> None:
     """A reader whose next events are gone is told so, at the start and in the middle; a start by time is not."""
     await commit(database, 10)
-    await database.write(lambda db: journal.prune(db, keep=5))
+    await database.write(lambda db: keep(db, 5))
     with pytest.raises(EventsPruned) as caught:
         async with follow(database, bus, after_seq=4):
             raise AssertionError
@@ -227,7 +227,7 @@ async def test_pruned_history_is_an_error_not_a_gap(database: Database, bus: Bus
     async with follow(database, bus, since_ns=0) as events:
         await commit(database, _BATCH * 2)
         await take(events, 1)
-        await database.write(lambda db: journal.prune(db, keep=5))
+        await database.write(lambda db: keep(db, 5))
         with pytest.raises(EventsPruned):
             await rest(events)
     await published_up_to(bus, database)
@@ -239,7 +239,7 @@ async def test_pruning_under_a_slow_reader(database: Database, bus: Bus) -> None
     async with follow(database, bus, buffer=1) as events:
         await commit(database, 500)
         await published_up_to(bus, database)
-        await database.write(lambda db: journal.prune(db, keep=5))
+        await database.write(lambda db: keep(db, 5))
         assert await take(events, 1) == [1]
         with pytest.raises(EventsPruned, match="after number 1 "):
             await take(events, 1)
@@ -248,7 +248,7 @@ async def test_pruning_under_a_slow_reader(database: Database, bus: Bus) -> None
         await commit(database, 50, "a")
         (second,) = await commit(database, 1, "b")
         await published_up_to(bus, database)
-        await database.write(lambda db: journal.prune(db, keep=2))
+        await database.write(lambda db: keep(db, 2))
         assert await take(events, 2) == [first.seq, second.seq]
 
 
@@ -286,8 +286,8 @@ class Hands:
         self.taken: list[int] = []
         self.given: list[int] = []
 
-    def take(self, found: Event) -> bool:
-        self.taken.append(found.seq)
+    def take(self, found: Sequence[Event]) -> bool:
+        self.taken.extend(each.seq for each in found)
         return True
 
     async def read(self, events: AsyncIterator[Event]) -> None:
@@ -303,8 +303,8 @@ async def test_handing_over_knows_what_the_history_held(database: Database, bus:
         group.start_soon(hands.read, events)
         await reader_waits(events)
         for found in written:
-            bus.publish(found)
-        bus.publish(event(5, seq=5))
+            await bus.publish([found])
+        await bus.publish([event(5, seq=5)])
         bus.close()
     assert (hands.given, hands.taken) == ([2, 3, 4], [5])
 
@@ -321,8 +321,8 @@ async def test_nothing_is_handed_over_past_the_end(database: Database, bus: Bus)
     ):
         group.start_soon(rest, events)
         await reader_waits(events)
-        bus.publish(event(2, seq=2, time_ns=end))
-        bus.publish(event(3, seq=3, time_ns=end + 1))
+        await bus.publish([event(2, seq=2, time_ns=end)])
+        await bus.publish([event(3, seq=3, time_ns=end + 1)])
     assert hands.taken == [2]
 
 
@@ -354,9 +354,9 @@ async def test_any_interleaving_of_handing_over(
     taking, pausing = itertools.cycle(takes), itertools.cycle(pauses)
     seen: list[int] = []
 
-    def direct(found: Event) -> bool:
+    def direct(found: Sequence[Event]) -> bool:
         if took := next(taking):
-            seen.append(found.seq)
+            seen.extend(each.seq for each in found)
         return took
 
     async def read(events: AsyncIterator[Event]) -> None:
@@ -467,3 +467,27 @@ async def test_many_writers_and_readers(database: Database, bus: Bus) -> None:
         for _ in range(4):
             group.start_soon(write)
     assert len(done) == 12
+
+
+async def test_a_reader_from_another_journal_is_told(database: Database, bus: Bus) -> None:
+    """Numbers that this journal never gave are an error: silence would hide all that happens until they come up."""
+    await commit(database, 3)
+    with pytest.raises(EventsPruned, match="new one") as caught:
+        async with follow(database, bus, after_seq=4):
+            raise AssertionError
+    assert (caught.value.after_seq, caught.value.oldest_seq) == (4, 1)
+
+
+@pytest.mark.usefixtures("publishing")
+async def test_position_moves_with_what_is_not_wanted(database: Database, bus: Bus) -> None:
+    """A reader that wants little still knows up to where it has all that it wants."""
+    async with follow(database, bus, after_seq=0, wanted=lambda found: found.action == "b") as events:
+        assert events.position == 0
+        async with anyio.create_task_group() as group:
+            group.start_soon(anext, events)
+            await reader_waits(events)
+            await commit(database, 5, "a")
+            await published_up_to(bus, database)
+            assert events.position == 6
+            await commit(database, 1, "b")
+        assert events.position == 7

@@ -16,7 +16,7 @@ from pluginsvc.errors import Conflict, Internal
 from pluginsvc.state import journal, plugins
 from pluginsvc.state.database import Database, StateClosed, StateError
 from pluginsvc.state.schema import MIGRATIONS, SchemaTooNew
-from tests.support.records import event, record
+from tests.support.records import event, keep, record
 
 pytestmark = pytest.mark.anyio
 
@@ -25,7 +25,7 @@ import asyncio, sys
 from pathlib import Path
 from pluginsvc.state import journal, plugins
 from pluginsvc.state.database import Database
-from tests.support.records import event, record
+from tests.support.records import event, keep, record
 
 def change(db, number):
     plugins.put(db, record(1, generation=number))
@@ -242,7 +242,7 @@ async def test_watchers_wake_only_for_events(database: Database) -> None:
     assert thread_and_seq == [(True, 0)]
     seq = 1
     # all rows pruned in the transaction that appends: the commit still appended
-    await database.write(lambda db: (journal.append(db, event(2)), journal.prune(db, keep=1)))
+    await database.write(lambda db: (journal.append(db, event(2)), keep(db, 1)))
     assert thread_and_seq == [(True, 0), (True, 1)]
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pluginsvc.state import journal
 from pluginsvc.state.database import Database
 from pluginsvc.state.schema import migrate
-from tests.support.records import event
+from tests.support.records import event, keep
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_time_never_runs_back(db: sqlite3.Connection, monkeypatch: pytest.Monkey
     first = journal.append(db, event(1))
     monkeypatch.setattr(time, "time_ns", lambda: 1000)
     second = journal.append(db, event(2))
-    journal.prune(db, keep=0)
+    keep(db, 0)
     third = journal.append(db, event(3))
     assert first.time_ns < second.time_ns < third.time_ns
 
@@ -59,13 +59,75 @@ def test_numbers_are_never_given_twice(db: sqlite3.Connection) -> None:
     assert (journal.oldest_seq(db), journal.last_seq(db)) == (1, 0)
     for number in range(5):
         journal.append(db, event(number))
-    assert journal.prune(db, keep=2) == 3
-    assert journal.prune(db, keep=2) == 0
+    assert keep(db, 2) == 3
+    assert keep(db, 2) == 0
     assert (journal.oldest_seq(db), journal.last_seq(db)) == (4, 5)
-    assert journal.prune(db, keep=0) == 1
+    assert keep(db, 0) == 1
     db.execute("DELETE FROM journal")
     assert (journal.oldest_seq(db), journal.last_seq(db)) == (6, 5)
     assert journal.append(db, event(6)).seq == 6
+
+
+def test_a_rollback_gives_the_bytes_back(db: sqlite3.Connection) -> None:
+    """What is undone counts for nothing in the size of the journal."""
+    journal.append(db, event(1))
+    size = journal.size(db)
+    db.execute("BEGIN")
+    journal.append(db, event(2))
+    db.execute("ROLLBACK")
+    assert journal.size(db) == size
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    steps=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 200)), max_size=30),
+    events=st.integers(1, 30),
+    bytes_=st.integers(0, 6000),
+    age=st.integers(0, 120),
+    limit=st.integers(1, 30),
+)
+def test_prune_keeps_to_each_bound(
+    steps: list[tuple[int, int]], events: int, bytes_: int, age: int, limit: int
+) -> None:
+    """The oldest go until number, size and age fit, never more than allowed at once, never the newest; size is true."""
+    db = fresh()
+    written = []
+    clock = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "time_ns", lambda: clock)
+        for step, filler in steps:
+            clock += step
+            written.append(journal.append(db, event(1, attributes={"filler": "x" * filler})))
+
+    def texts(seqs: list[int]) -> int:
+        rows = dict(db.execute("SELECT seq, length(event) FROM journal"))
+        return sum(rows[seq] for seq in seqs)
+
+    left = [found.seq for found in written]
+    assert journal.size(db) == (len(left), texts(left))
+    times = {found.seq: found.time_ns for found in written}
+    over = list(left)
+    while len(over) > 1 and (len(over) > events or texts(over) > bytes_ or times[over[0]] < clock - age):
+        over.pop(0)
+    while gone := journal.prune(db, events=events, bytes_=bytes_, before_ns=clock - age, limit=limit):
+        assert gone <= limit
+        left = left[gone:]
+        assert journal.size(db) == (len(left), texts(left))
+    assert left == over == [found.seq for found in journal.after(db, 0, 100)]
+
+
+@given(st.lists(st.integers(0, 4), max_size=12), st.integers(-2, 60))
+def test_number_at(steps: list[int], since: int) -> None:
+    """What follows the number for a time is what happened then or later."""
+    db = fresh()
+    clock = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "time_ns", lambda: clock)
+        for step in steps:
+            clock += step
+            journal.append(db, event(step))
+    later = journal.between(db, since_ns=since, limit=100)
+    assert journal.after(db, journal.number_at(db, since), 100) == later
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
