@@ -147,7 +147,7 @@ def serve(top: Path, socket_path: Path) -> procs.Proc:
     """Start the daemon and wait until it listens."""
     program = Path(sys.executable).with_name("pluginsvc")
     words: list[str | Path] = [program, "serve", "--root", top / "root", "--run-root", top / "run"]
-    words += ["--host", f"unix://{socket_path}"]
+    words += ["--publish-dir", top / "published", "--host", f"unix://{socket_path}"]
     daemon = procs.start(words, log=top / "daemon.log", env=dict(os.environ))
     daemon.wait_until(lambda: procs.accepts(socket_path))
     return daemon

@@ -52,6 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--config", type=Path, metavar="FILE", help=f"TOML file [{DEFAULT_CONFIG} if there]")
     serve.add_argument("--root", metavar="DIR", help="where plugins, blobs and the database live")
     serve.add_argument("--run-root", metavar="DIR", help="where sockets and running state live")
+    where = "where other engines find plugins by name; none: nowhere"
+    serve.add_argument("--publish-dir", metavar="DIR|none", help=where)
     addresses = "listen on unix:///PATH, tcp://127.0.0.1:PORT or fd://; repeatable"
     serve.add_argument("--host", action="append", dest="hosts", metavar="URI", help=addresses)
     serve.add_argument("--group", help="group that may use the unix socket")

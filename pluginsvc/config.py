@@ -70,6 +70,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     root: str = "/var/lib/pluginsvc"
     run_root: str = "/run/pluginsvc"
+    publish_dir: str = "/run/docker/plugins"
     hosts: tuple[str, ...] = ("unix:///run/pluginsvc/pluginsvc.sock",)
     group: str = "root"
     runtime: str = "runc"
@@ -86,10 +87,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     plugin_log_size: Annotated[int, msgspec.Meta(ge=65_536)] = 10 * 1024 * 1024
     plugin_log_files: Annotated[int, msgspec.Meta(ge=2, le=100)] = 3
     gc_interval: Annotated[float, msgspec.Meta(ge=1)] = 3600.0
-    journal_events: Annotated[int, msgspec.Meta(ge=256)] = 100_000
-    journal_size: Annotated[int, msgspec.Meta(ge=65_536)] = 64 * 1024 * 1024
-    journal_age: Annotated[float, msgspec.Meta(ge=60)] = 30 * 24 * 3600.0
-    reader_timeout: Annotated[float, msgspec.Meta(ge=1)] = 300.0
+    journal_events: Annotated[int, msgspec.Meta(ge=256, le=10**9)] = 100_000
+    journal_size: Annotated[int, msgspec.Meta(ge=65_536, le=2**40)] = 64 * 1024 * 1024
+    journal_age: Annotated[float, msgspec.Meta(ge=60, le=1e9)] = 30 * 24 * 3600.0
+    reader_timeout: Annotated[float, msgspec.Meta(ge=1, le=1e6)] = 300.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
     plugins: Options = Options()
@@ -137,6 +138,7 @@ def _problems(settings: Settings) -> list[str]:
     ]
     if Path(settings.root) == Path(settings.run_root):
         found.append("run-root: must be another directory than root")
+    found += _publish_problems(settings)
     if not settings.hosts:
         found.append("hosts: give at least one address to listen on")
     found += [problem for host in settings.hosts if (problem := host_problem(host))]
@@ -151,6 +153,18 @@ def _problems(settings: Settings) -> list[str]:
         if not _is_mirror(value)
     ]
     return found + _sink_problems(settings.sinks) + _nats_problems(settings.sinks.nats)
+
+
+def _publish_problems(settings: Settings) -> list[str]:
+    value = settings.publish_dir
+    if value == "none":
+        return []
+    if not value.startswith("/"):
+        return [f"publish-dir: {value!r} is neither an absolute path nor none"]
+    # what is in there is taken for what we have put there
+    if any(Path(value).is_relative_to(own) for own in (settings.root, settings.run_root)):
+        return ["publish-dir: must not be in root or run-root"]
+    return []
 
 
 def _sink_problems(sinks: Sinks) -> list[str]:

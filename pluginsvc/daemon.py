@@ -10,6 +10,7 @@ from functools import partial
 from importlib.metadata import version as package_version
 from pathlib import Path
 from urllib.request import getproxies_environment
+from uuid import UUID
 
 import anyio
 import anyio.abc
@@ -24,13 +25,14 @@ from pluginsvc.config import RELOADABLE, Settings
 from pluginsvc.content.gc import Collector
 from pluginsvc.content.store import ContentStore
 from pluginsvc.errors import Internal, PluginsvcError, first_leaf
-from pluginsvc.events.bus import Bus
-from pluginsvc.events.delivery import deliver
+from pluginsvc.events.bus import Bus, everything
+from pluginsvc.events.delivery import Sink, deliver
 from pluginsvc.events.forms import Origin
 from pluginsvc.events.journal import EventLog, Publisher
 from pluginsvc.events.retention import Retention
 from pluginsvc.events.subscribers import audit, consume, count, notify
 from pluginsvc.fsutil import boot_id, locked_directory
+from pluginsvc.model.event import Event
 from pluginsvc.plugins import garbage
 from pluginsvc.plugins.disk import Disk
 from pluginsvc.plugins.inventory import Inventory
@@ -41,7 +43,7 @@ from pluginsvc.plugins.supervise import Supervisor
 from pluginsvc.registry.client import Registry
 from pluginsvc.rootfs.confinement import Confinement
 from pluginsvc.runtime.executor import Executor
-from pluginsvc.state import cursors, leases
+from pluginsvc.state import cursors, journal, leases
 from pluginsvc.state.database import Database
 from pluginsvc.systemd import Notifier, inherited_sockets
 from pluginsvc.tasks import JobGroup, every
@@ -50,6 +52,8 @@ from pluginsvc.transfer.pull import Puller
 _log = structlog.get_logger()
 READY_WITHIN = 10.0
 """Longest wait for wished plugins before the daemon calls itself ready, in seconds (design §3)."""
+_DRAIN_SECONDS = 2.0
+"""What subscribers get, once nothing happens any more, for what they have not had yet."""
 _KILL_SECONDS = 2.0
 """What is kept of the time to shut down for plugins that do not heed TERM."""
 _USER_AGENT = f"pluginsvc/{package_version('pluginsvc')}"
@@ -104,6 +108,7 @@ class _Daemon:
         self._notifier = Notifier()
         self._stop = anyio.Event()
         self._hurry = anyio.Event()
+        self._drained = anyio.Event()
         self._ready = False
 
     async def run(self, inherited: list[int]) -> None:
@@ -138,17 +143,20 @@ class _Daemon:
                 log_size=settings.plugin_log_size,
                 log_files=settings.plugin_log_files,
             )
+            inventory = Inventory()
+            published = wiring.published(settings, inventory)
             parts = Parts(
                 database=database,
                 store=store,
                 disk=disk,
                 mounts=Ledger(database, disk),
-                inventory=Inventory(),
+                inventory=inventory,
                 registry=registry,
                 puller=Puller(store, lease=partial(garbage.lease, database), limit=settings.max_concurrent_downloads),
                 confinement=confinement,
                 executor=executor,
                 collect=collector.trigger,
+                publish=published.settle,
                 gzip_level=settings.gzip_level,
                 uploads=settings.max_concurrent_uploads,
                 stop_grace=settings.stop_timeout,
@@ -161,17 +169,18 @@ class _Daemon:
             services.start_soon(self._hurry_up)
             services.start_soon(metrics.watch_loop)
             await services.start(executor.serve)
+            callbacks = {
+                "gc": (collector.trigger, garbage.leaves_garbage),
+                "published": (published.trigger, everything),
+                "status": (partial(self._tell_status, inventory), everything),
+            }
             publisher = Publisher(database, bus)
             await services.start(publisher.run)
-            services.start_soon(consume, "audit", audit, database, bus)
-            services.start_soon(consume, "metrics", count, database, bus)
-            services.start_soon(partial(notify, "gc", collector.trigger, bus, wanted=garbage.leaves_garbage))
-            services.start_soon(notify, "status", partial(self._tell_status, parts.inventory), bus)
-            sinks = wiring.sinks(settings, Origin(facts.id, facts.name))
+            origin = Origin(str(UUID(await database.read(journal.identity))), facts.name)
+            sinks = wiring.sinks(settings, origin)
             await database.write(partial(cursors.drop_others, names={sink.name for sink in sinks}))
-            for sink in sinks:
-                # started when it has its cursor: what happens from here on is for it
-                await services.start(deliver, sink, database, bus)
+            # before anything can happen: they get what is committed from here on
+            await services.start(self._subscribe, database, bus, sinks, callbacks)
             retention = Retention(
                 events=settings.journal_events, bytes=settings.journal_size, seconds=settings.journal_age
             )
@@ -182,12 +191,13 @@ class _Daemon:
             async with JobGroup().opened() as jobs:
                 manager = Manager(parts, supervisor, collector, jobs, services)
                 wished = await manager.restore()
+                await services.start(published.serve)
                 services.start_soon(parts.mounts.serve)
                 services.start_soon(collector.serve)
                 app = make_app(
                     manager=manager,
                     system=facts,
-                    events=EventLog(database, bus),
+                    events=EventLog(database, bus, origin),
                     reader_timeout=settings.reader_timeout,
                 )
                 stops = settings.shutdown == "stop"
@@ -210,9 +220,33 @@ class _Daemon:
                     stops = stops or await to_thread.run_sync(self._notifier.machine_stops)
             bus.close()
             if stops:
+                await published.withdraw()
                 await supervisor.stop_all()
+            # what was committed last is still logged, and handed to sinks that take it
+            with anyio.move_on_after(_DRAIN_SECONDS):
+                await self._drained.wait()
             services.cancel_scope.cancel()
         _log.info("daemon.stopped")
+
+    async def _subscribe(
+        self,
+        database: Database,
+        bus: Bus,
+        sinks: list[Sink],
+        callbacks: dict[str, tuple[Callable[[], None], Callable[[Event], bool]]],
+        *,
+        task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Run the daemon's own subscribers until the bus has closed and each has had everything."""
+        async with anyio.create_task_group() as group:
+            await group.start(consume, "audit", audit, database, bus)
+            await group.start(consume, "metrics", count, database, bus)
+            for name, (callback, wanted) in callbacks.items():
+                await group.start(partial(notify, name, callback, bus, wanted=wanted))
+            for sink in sinks:
+                await group.start(deliver, sink, database, bus)
+            task_status.started()
+        self._drained.set()
 
     async def _wait_for(self, wished: list[anyio.Event]) -> None:
         """Wait until each wished plugin is ready or has failed once, the time is up, or we are told to stop."""

@@ -1,4 +1,4 @@
-"""From settings to what they describe: listeners, registries, sinks, and what the daemon tells of itself."""
+"""From settings to what they describe: listeners, registries, links, sinks, and what the daemon tells of itself."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from pluginsvc.api.listeners import FdListener, Listener, TcpListener, UnixListener
 from pluginsvc.api.system import SystemFacts
 from pluginsvc.config import Settings
+from pluginsvc.directory.published import Published, Wish
 from pluginsvc.errors import InvalidParameter
 from pluginsvc.events.delivery import Sink
 from pluginsvc.events.file_sink import FileSink
@@ -18,6 +19,8 @@ from pluginsvc.events.forms import Origin
 from pluginsvc.events.nats_sink import NatsSink
 from pluginsvc.events.webhook import Webhook
 from pluginsvc.fsutil import atomic_write
+from pluginsvc.model.lifecycle import UP
+from pluginsvc.plugins.inventory import Inventory
 from pluginsvc.registry.hosts import Hosts
 
 
@@ -78,6 +81,25 @@ def hosts(settings: Settings) -> Hosts:
         mirrors=settings.registry_mirrors,
         certs_dirs=[Path(folder) for folder in settings.certs_dirs],
     )
+
+
+def published(settings: Settings, inventory: Inventory) -> Published:
+    """Return what links enabled plugins' sockets for other engines."""
+
+    def wished() -> list[Wish]:
+        return [
+            Wish(
+                name=entry.record.name,
+                plugin_id=entry.record.id,
+                socket=entry.config.interface.socket,
+                up=inventory.status(entry.record.id).state in UP,
+            )
+            for entry in inventory
+            if entry.record.enabled
+        ]
+
+    directory = None if settings.publish_dir == "none" else Path(settings.publish_dir)
+    return Published(Path(settings.run_root) / "plugins", directory, wished)
 
 
 def sinks(settings: Settings, origin: Origin) -> list[Sink]:

@@ -212,6 +212,8 @@ class Manager(Overview):
 
         async def work(job: Job, entry: Entry) -> None:
             await control.enable(self._parts, self._supervisor, job, entry, typed=name, timeout=timeout)
+            # before the answer: what follows may be an engine's first call
+            await self._parts.publish()
 
         await self._locked("enable", name, work)
 
@@ -220,6 +222,7 @@ class Manager(Overview):
 
         async def work(job: Job, entry: Entry) -> None:
             await control.disable(self._parts, self._supervisor, job, entry, typed=name, force=force)
+            await self._parts.publish()
 
         await self._locked("disable", name, work)
 
@@ -232,6 +235,7 @@ class Manager(Overview):
         async def work(job: Job, entry: Entry) -> None:
             tombstone = await control.remove(self._parts, self._supervisor, job, entry, typed=name, force=force)
             self._background.start_soon(self._erase, entry.record.id, tombstone)
+            await self._parts.publish()
 
         await self._locked("remove", name, work)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +45,7 @@ class Parts:
 
     Attributes:
         collect: asks for a collection of garbage soon; returns at once.
+        publish: brings published sockets up to date with what is enabled and up; never fails.
         gzip_level: for layers of created plugins, 0 (least) to 3.
         uploads: most uploads at once in one push.
         stop_grace: seconds from TERM to KILL.
@@ -64,6 +65,7 @@ class Parts:
     confinement: Confinement
     executor: Executor
     collect: Callable[[], None]
+    publish: Callable[[], Awaitable[None]]
     gzip_level: int = 2
     uploads: int = 5
     stop_grace: float = 10.0

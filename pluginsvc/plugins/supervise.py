@@ -161,6 +161,8 @@ class Supervisor(Running):
                 await instance.ready(entry.config.interface.socket, self.within(record, record.timeout))
             events = [lifecycle("restart", record, attributes={"failures": str(before.failures)})] if again else []
             await self._parts.arrive(record.id, "running", reason, *events, restarts=before.restarts + again)
+            # no event tells of a start that follows the daemon's
+            await self._parts.publish()
             _log.info("plugin.running", plugin=record.id, name=record.name)
         if await instance.running():
             watch.tried.set()

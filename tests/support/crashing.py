@@ -60,7 +60,7 @@ class _Steps:
             self.step("mounted")
 
         def stepped_write(database: Database, work: Callable[[Any], Any]) -> Any:
-            name = work.__qualname__
+            name = (work.func if isinstance(work, partial) else work).__qualname__
             self.step(f"before {name}")
             result = write(database, work)
             self.step(f"after {name}")
@@ -236,9 +236,8 @@ class MortalDaemon(Daemon):
     def start(self, *, armed: bool = False) -> None:
         """Start the next life and wait until it answers; `armed` counts its very first steps as well."""
         self.arm() if armed else self.disarm()
-        words = ["serve", "--root", str(self.root), "--run-root", str(self.run), "--host", self.host, *self.flags]
         self.proc = self._zygote.fork(
-            words=words,
+            words=[*self.serve(), *self.flags],
             log=str(self.top / "daemon.log"),
             armed=str(self._armed),
             trace=str(self._trace),

@@ -24,6 +24,7 @@ class Daemon:
     Attributes:
         top: holds all below, for leftovers to be found by.
         root, run: the daemon's ROOT and RUN.
+        published: where it publishes sockets.
         socket: the API's.
         proc: the present process, None before the first start.
 
@@ -32,6 +33,7 @@ class Daemon:
     def __init__(self, top: Path, flags: Sequence[str] = ()) -> None:
         self.top = top
         self.root, self.run = top / "root", top / "run"
+        self.published = top / "published"
         self.socket = top / "api.sock"
         self.flags = tuple(flags)
         self.env: dict[str, str] = {}
@@ -42,11 +44,15 @@ class Daemon:
         """The address for clients."""
         return f"unix://{self.socket}"
 
+    def serve(self) -> list[str]:
+        """Return the words that run the daemon on its own directories, and on nobody else's."""
+        places = {"--root": self.root, "--run-root": self.run, "--publish-dir": self.published, "--host": self.host}
+        return ["serve", *(str(word) for pair in places.items() for word in pair)]
+
     def start(self) -> None:
         """Start the daemon and wait until it answers."""
-        words: list[str | Path] = [PROGRAM, "serve", "--root", self.root, "--run-root", self.run, "--host", self.host]
-        log = self.top / "daemon.log"
-        self.proc = procs.start([*words, "--log-level", "debug", *self.flags], log=log, env=parts.env() | self.env)
+        words: list[str | Path] = [PROGRAM, *self.serve(), "--log-level", "debug", *self.flags]
+        self.proc = procs.start(words, log=self.top / "daemon.log", env=parts.env() | self.env)
         self.proc.wait_until(lambda: procs.accepts(self.socket), timeout=40)
 
     def kill(self) -> None:

@@ -106,6 +106,8 @@ def check_files(daemon: Daemon) -> None:
     assert names(daemon.root / "logs") <= set(listed)
     for folder in ("plugins", "instances"):
         assert names(daemon.run / folder) <= enabled
+    links = [Path(os.readlink(daemon.published / name)) for name in names(daemon.published)]
+    assert {link.parent.name for link in links} <= enabled, links
     containers = names(daemon.run / "runtime")
     assert len(containers) <= len(enabled)
     assert all(any(name.startswith(plugin[:12]) for plugin in enabled) for name in containers)

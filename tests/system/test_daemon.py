@@ -259,6 +259,8 @@ def test_a_second_daemon_is_refused(daemon: Daemon) -> None:
         daemon.run,
         "--host",
         f"unix://{daemon.top}/b.sock",
+        "--publish-dir",
+        "none",
     ]
     done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
     assert done.returncode == 1
@@ -270,7 +272,7 @@ def test_a_second_daemon_is_refused(daemon: Daemon) -> None:
 def test_a_daemon_that_cannot_start_says_why_in_one_line(tmp_path: Path) -> None:
     """A group that is not there, and a user who is not root, are told without a traceback."""
     words: list[str | Path] = [PROGRAM, "serve", "--root", tmp_path / "r", "--run-root", tmp_path / "n"]
-    words += ["--host", f"unix://{tmp_path}/s.sock"]
+    words += ["--host", f"unix://{tmp_path}/s.sock", "--publish-dir", "none"]
     done = subprocess.run([*words, "--group", "nope"], capture_output=True, text=True, timeout=20, check=False)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
@@ -317,6 +319,8 @@ def test_socket_mode_and_stale_socket(daemon: Daemon) -> None:
         daemon.top / "n2",
         "--host",
         daemon.host,
+        "--publish-dir",
+        "none",
     ]
     done = subprocess.run(other, capture_output=True, text=True, timeout=20, check=False)
     assert done.returncode == 1
@@ -343,7 +347,7 @@ def test_socket_activation_and_notifications(tmp_path: Path) -> None:
         api.listen()
         words: list[str | Path] = [PROGRAM.with_name("python"), "-c", STARTER, str(api.fileno())]
         words += [PROGRAM, "serve", "--host", "fd://"]
-        words += ["--root", tmp_path / "root", "--run-root", tmp_path / "run"]
+        words += ["--root", tmp_path / "root", "--run-root", tmp_path / "run", "--publish-dir", "none"]
         daemon = procs.start(words, log=tmp_path / "log", env=env, pass_fds=[api.fileno()])
         try:
             said = [notify.recv(1000), notify.recv(1000)]

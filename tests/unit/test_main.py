@@ -56,10 +56,12 @@ def test_flags(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_text('root = "/from/file"\nrun-root = "/run/from/file"\n')
     words = ["--root", "/r", "--host", "unix:///a", "--host", "tcp://127.0.0.1:1", "--log-level", "error"]
-    __main__.main(["serve", "--config", str(file), *words, "--insecure-registry", "h:5000"])
+    words += ["--publish-dir", "none", "--insecure-registry", "h:5000"]
+    __main__.main(["serve", "--config", str(file), *words])
     settings, again = ran
     assert settings == again
     assert (settings.root, settings.run_root, settings.log_level) == ("/r", "/run/from/file", "error")
+    assert settings.publish_dir == "none"
     assert list(settings.hosts) == ["unix:///a", "tcp://127.0.0.1:1"]
     assert list(settings.insecure_registries) == ["h:5000"]
 
