@@ -25,7 +25,6 @@ from pluginsvc.api.native import NativeHandlers
 from pluginsvc.api.native_events import HEARTBEAT, NativeEvents
 from pluginsvc.api.routing import Route, Router
 from pluginsvc.api.system import SystemFacts, SystemHandlers, nothing, unsupported
-from pluginsvc.events.forms import Origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +79,7 @@ def make_app(
     """
     listening: list[str] = []
     streams, output = EventStreams(events, timeout=reader_timeout), OutputHandlers(manager)
-    origin = Origin(system.id, system.name)
-    native = NativeEvents(events, manager, origin, timeout=reader_timeout, heartbeat=heartbeat)
+    native = NativeEvents(events, manager, timeout=reader_timeout, heartbeat=heartbeat)
     measured = Metrics(manager, events, {"engine": streams, "native": native}, version=system.version)
     routes = [
         *PluginHandlers(manager).routes(),
@@ -106,6 +104,9 @@ class _Forward(logging.Handler):
         if isinstance(cause, HttpProcessingError):
             # its text quotes the request, credentials included
             _log.info("http.malformed", error=type(cause).__name__)
+        elif isinstance(cause, ConnectionError):
+            # a client that is gone: the edge has logged the request
+            return
         elif record.levelno >= logging.WARNING:
             # no traceback: formatting one reads files, and we are on the loop
             _log.error("http.crashed", what=record.getMessage(), error=repr(cause))

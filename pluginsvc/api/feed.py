@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-import anyio
 import structlog
 from aiohttp import HttpVersion11, web
 
 from pluginsvc import metrics
+from pluginsvc.events.forms import Origin
 from pluginsvc.events.journal import EventReader
 from pluginsvc.model.event import Event
 
@@ -40,6 +41,11 @@ class Follow(Protocol):
 
 class EventLog(Protocol):
     """What the streams are fed from; see ``events.journal.EventLog``."""
+
+    @property
+    def origin(self) -> Origin:
+        """Return who tells of the events."""
+        ...
 
     @property
     def follow(self) -> Follow:
@@ -139,13 +145,23 @@ class Outlet:
         self._transport.write(data)
         if not self._request.protocol.writing_paused:
             return
-        with anyio.move_on_after(self._timeout) as limit:
-            await self._request.writer.drain()
-        if limit.cancelled_caught:
-            metrics.READERS_DROPPED.inc()
-            _log.warning("events.reader_dropped", path=self._request.path, seconds=self._timeout)
-            self._transport.abort()
-            raise ConnectionResetError("the client read nothing")
+        # in a task of its own: aiohttp's wait can be cancelled only once
+        drained = asyncio.ensure_future(self._request.writer.drain())
+        try:
+            unread = self._transport.get_write_buffer_size() + 1
+            # slow is not dead: as long as it reads at all, it has all the time it wants
+            while (left := self._transport.get_write_buffer_size()) < unread:
+                unread = left
+                done, _ = await asyncio.wait([drained], timeout=self._timeout)
+                if done:
+                    drained.result()
+                    return
+        finally:
+            drained.cancel()
+        metrics.READERS_DROPPED.inc()
+        _log.warning("events.reader_dropped", path=self._request.path, seconds=self._timeout)
+        self._transport.abort()
+        raise ConnectionResetError("the client read nothing")
 
 
 def chunk(data: bytes) -> bytes:

@@ -17,7 +17,7 @@ from pluginsvc.api.params import boolean, go_quote
 from pluginsvc.api.stream import OpenStreams, open_stream
 from pluginsvc.errors import InvalidParameter
 from pluginsvc.events.filters import native_filter
-from pluginsvc.events.forms import Origin, cloud_event, native_message
+from pluginsvc.events.forms import cloud_event, native_message
 from pluginsvc.events.journal import EventReader, EventsPruned
 from pluginsvc.model.event import Event, Gap
 
@@ -88,7 +88,6 @@ class NativeEvents(OpenStreams):
     Args:
         events: the journal and what comes after it.
         manager: knows the plugins.
-        origin: who tells of them, for CloudEvents.
         timeout: seconds after which a reader that reads nothing is cut off.
         heartbeat: seconds without an event after which a reader is told how far it is.
     """
@@ -97,7 +96,6 @@ class NativeEvents(OpenStreams):
         self,
         events: EventLog,
         manager: Manager,
-        origin: Origin,
         *,
         timeout: float,
         heartbeat: float = HEARTBEAT,
@@ -109,7 +107,7 @@ class NativeEvents(OpenStreams):
         self._formats = {
             "": native,
             "native": native,
-            "cloudevents": _Format(lambda item: cloud_event(item, origin)),
+            "cloudevents": _Format(lambda item: cloud_event(item, events.origin)),
         }
         self._snapshot: _Snapshot | None = None
         self._taking = anyio.Lock()
@@ -127,6 +125,8 @@ class NativeEvents(OpenStreams):
         lists = boolean(query, "snapshot")
         response = open_stream(request, "text/event-stream")
         response.headers["Cache-Control"] = "no-cache"
+        # another than before: numbers began anew, and a number of before means nothing
+        response.headers["Pluginsvc-Journal"] = self._events.origin.id
         outlet = Outlet(request, style.form, timeout=self._timeout)
         with self.opened():
             # known before the client has the headers, and may act: what that does comes after it

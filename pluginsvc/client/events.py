@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -10,7 +11,7 @@ from typing import NamedTuple
 import rich_click as click
 
 from pluginsvc.client.answers import GapFound, NativeEvent, Snapshot
-from pluginsvc.client.connection import Connection
+from pluginsvc.client.connection import AnswerLost, Connection
 from pluginsvc.client.filters import filter_option
 from pluginsvc.client.output import complain, say
 from pluginsvc.client.when import timestamp
@@ -20,6 +21,7 @@ _PATH = "/pluginsvc/v1/events"
 _SILENCE = 60.0
 """Seconds without a byte, heartbeats included, after which the connection is lost: four heartbeats."""
 
+_NUMBER = re.compile(rb"[0-9]{1,19}")
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0
 
 _daemon = click.make_pass_decorator(Connection)
@@ -65,14 +67,22 @@ class Block(NamedTuple):
 
 
 def blocks(lines: Iterable[bytes]) -> Iterator[Block]:
-    """Yield the blocks that are whole."""
+    """Yield the blocks that are whole.
+
+    Raises:
+        ValueError: a number is none, or a text is not UTF-8.
+    """
     fields: dict[bytes, bytes] = {}
     for line in lines:
         if line:
             key, _, value = line.partition(b":")
             fields[key] = value.strip()
         elif fields:
-            yield Block(fields.get(b"id", b"").decode(), fields.get(b"event", b"").decode(), fields.get(b"data", b""))
+            number, data = fields.get(b"id", b""), fields.get(b"data", b"")
+            if number and not _NUMBER.fullmatch(number):
+                raise ValueError("the number of an event is none")
+            data.decode()
+            yield Block(number.decode(), fields.get(b"event", b"").decode(), data)
             fields = {}
 
 
@@ -92,7 +102,9 @@ def follow(daemon: Connection, query: Mapping[str, str]) -> Iterator[Block]:
             for block in blocks(daemon.lines("GET", _PATH, query, headers=headers, timeout=_SILENCE)):
                 pause, told = _FIRST_PAUSE, False
                 yield block
-                last = block.id
+                last = block.id or last
+        except ValueError as exc:
+            raise AnswerLost(daemon.host, exc) from exc
         except Unavailable as exc:
             if until is not None or not last:
                 raise

@@ -13,6 +13,8 @@ from pluginsvc.model.filters import parse_filters
 _TYPE = "plugin"
 _SCOPE = "local"
 _NATIVE_TERMS = ("event", "plugin")
+_SHARED = 1024
+"""Characters up to which a filter is kept for the next who asks for it: what is kept must stay small."""
 
 
 class UnknownTerm(InvalidParameter):
@@ -23,8 +25,6 @@ class UnknownTerm(InvalidParameter):
         super().__init__(f"invalid filter '{term}': events are filtered by {' and '.join(_NATIVE_TERMS)}")
 
 
-# the same text gives the same function: subscribers that share one are filtered for only once
-@lru_cache(maxsize=64)
 def engine_filter(text: str) -> Callable[[Event], bool]:
     """Return a predicate: terms are ANDed, the values of a term ORed, unknown terms and empty ones say nothing.
 
@@ -35,6 +35,10 @@ def engine_filter(text: str) -> Callable[[Event], bool]:
     Raises:
         InvalidFilter: it is malformed.
     """
+    return _shared_engine_filter(text) if len(text) <= _SHARED else _engine_filter(text)
+
+
+def _engine_filter(text: str) -> Callable[[Event], bool]:
     terms = {term: frozenset(values) for term, values in parse_filters(text).items() if values}
     of_this_kind = _TYPE in terms.get("type", {_TYPE}) and _SCOPE in terms.get("scope", {_SCOPE})
     actions = terms.get("event")
@@ -54,7 +58,6 @@ def engine_filter(text: str) -> Callable[[Event], bool]:
     return wanted
 
 
-@lru_cache(maxsize=64)
 def native_filter(text: str) -> Callable[[Event], bool]:
     """Return a predicate over all events, in the same grammar.
 
@@ -66,6 +69,10 @@ def native_filter(text: str) -> Callable[[Event], bool]:
         InvalidFilter: it is malformed.
         UnknownTerm: it has another term.
     """
+    return _shared_native_filter(text) if len(text) <= _SHARED else _native_filter(text)
+
+
+def _native_filter(text: str) -> Callable[[Event], bool]:
     terms = {term: values for term, values in parse_filters(text).items() if values}
     for term in terms:
         if term not in _NATIVE_TERMS:
@@ -81,3 +88,8 @@ def native_filter(text: str) -> Callable[[Event], bool]:
         return not prefixes or event.plugin_id.startswith(prefixes) or event.plugin_name.startswith(prefixes)
 
     return wanted
+
+
+# the same text gives the same function: subscribers that share one are filtered for only once
+_shared_engine_filter = lru_cache(maxsize=64)(_engine_filter)
+_shared_native_filter = lru_cache(maxsize=64)(_native_filter)

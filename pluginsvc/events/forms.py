@@ -16,7 +16,7 @@ class Origin(NamedTuple):
     """Who tells of an event, where events of many hosts come together.
 
     Attributes:
-        id: the daemon's, the same for as long as its ROOT lives.
+        id: a UUID, the journal's: where numbers begin anew it is another.
         host: name of the machine.
     """
 

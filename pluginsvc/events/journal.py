@@ -18,6 +18,7 @@ import structlog
 from pluginsvc import metrics
 from pluginsvc.errors import NotFound
 from pluginsvc.events.bus import Bus, Lagged, decline, everything
+from pluginsvc.events.forms import Origin
 from pluginsvc.model.event import Event
 from pluginsvc.state import journal
 from pluginsvc.state.database import Database, StateError
@@ -25,6 +26,7 @@ from pluginsvc.state.database import Database, StateError
 _log = structlog.get_logger()
 _GAUGES = (metrics.JOURNAL_EVENTS, metrics.JOURNAL_BYTES, metrics.JOURNAL_OLDEST, metrics.JOURNAL_NEWEST)
 _BATCH = 128
+_RETRY = 1.0
 _LONGEST_WAIT = 3600.0
 """Seconds after which a wait for a far moment looks at the clock again, which may have been set."""
 
@@ -56,8 +58,10 @@ class Publisher:
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Publish each event that is committed from now on, in order; ends only by cancellation.
 
+        A journal that cannot be read is tried again, for readers of what is in it need not suffer.
+
         Raises:
-            StateError: the journal cannot be read.
+            StateError: the journal cannot be read at the start.
         """
         self._database.watch(self._on_commit)
         published = await self._database.read(journal.last_seq)
@@ -67,7 +71,12 @@ class Publisher:
             # set anew before the read: a commit after the read wakes again
             self._wake = anyio.Event()
             while True:
-                batch = await self._database.read(partial(journal.after, seq=published, limit=_BATCH))
+                try:
+                    batch = await self._database.read(partial(journal.after, seq=published, limit=_BATCH))
+                except StateError as exc:
+                    _log.error("events.not_published", after=published, error=str(exc), retry_seconds=_RETRY)
+                    await anyio.sleep(_RETRY)
+                    continue
                 if batch:
                     await self._bus.publish(batch)
                     published = batch[-1].seq
@@ -82,7 +91,8 @@ class Publisher:
 class EventLog:
     """What readers outside need of the journal and the bus."""
 
-    def __init__(self, database: Database, bus: Bus) -> None:
+    def __init__(self, database: Database, bus: Bus, origin: Origin) -> None:
+        self.origin = origin
         self._database, self._bus = database, bus
         self.follow = partial(follow, database, bus)
 
@@ -195,7 +205,7 @@ class EventReader:
         self._contiguous = after_seq is not None
         self._replaying = since_ns is not None or until_ns is not None or after_seq is not None
         self._batch: deque[Event] = deque()
-        self._done = False
+        self._closed = self._done = False
 
     def __aiter__(self) -> Self:
         return self
@@ -244,7 +254,7 @@ class EventReader:
         if batch:
             self._contiguous = True
         else:
-            self._replaying, self._done = False, over
+            self._replaying, self._done = False, over or self._closed
 
     async def _next(self) -> Event | None:
         """Wait for one live event past the position; ``None`` when there is something else to do first."""
@@ -256,7 +266,10 @@ class EventReader:
                 with anyio.move_on_after(_remaining(self._until_ns)):
                     event = await anext(self.subscription)
         except StopAsyncIteration:
-            self._done = True
+            self._position = self.position
+            # one last look, if it is known from where: what was committed before need not have been published
+            self._done = self._closed or not (self._contiguous or self._position)
+            self._closed = self._replaying = self._contiguous = True
         except Lagged as lag:
             self._position = max(self._position, lag.after_seq)
             self.subscription.rejoin()

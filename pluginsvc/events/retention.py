@@ -38,8 +38,9 @@ class Retention:
         async for _ in every(PRUNE_EVERY):
             try:
                 await self.prune(database)
-            except PluginsvcError as exc:
-                _log.warning("journal.not_pruned", error=str(exc))
+            except Exception as exc:  # noqa: BLE001 - isolated: a journal that grows ends nothing
+                known = isinstance(exc, PluginsvcError)
+                _log.warning("journal.not_pruned", error=str(exc), exc_info=None if known else exc)
 
     async def prune(self, database: Database) -> int:
         """Delete what is over a bound, in transactions between which others get their turn; return how many went.

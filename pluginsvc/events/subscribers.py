@@ -43,9 +43,10 @@ async def consume(
     """
     metrics.SUBSCRIBER_FAILURES.labels(name)
     done = await database.read(journal.last_seq)
-    trying = tried = 0
+    tried = 0
     task_status.started()
     while True:
+        trying = done
         try:
             async with follow(database, bus, after_seq=done, wanted=wanted) as events:
                 async for event in events:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import re
+import socket
 import ssl
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -23,6 +24,8 @@ _CONTENT_TYPE = "application/cloudevents-batch+json; charset=utf-8"
 _TIMEOUT = aiohttp.ClientTimeout(total=30, connect=10, sock_connect=10)
 _ANSWER = 4096
 """Bytes of a refusal that are read."""
+_TAKEN_IN = 4096
+"""Bytes that the kernel holds of what a receiver says."""
 _TEXT = 200
 """Characters of it that are told."""
 _LARGEST_TOKEN = 16 * 1024
@@ -76,7 +79,7 @@ class Webhook:
         # made here and in a thread: aiohttp's own context knows no authorities (see __main__)
         tls = await to_thread.run_sync(ssl.create_default_context) if self._url.scheme == "https" else True
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=1, ssl=tls),
+            connector=aiohttp.TCPConnector(limit=1, ssl=tls, socket_factory=_socket),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"User-Agent": "pluginsvc", "Accept-Encoding": "identity"},
             auto_decompress=False,
@@ -113,6 +116,18 @@ class Webhook:
         return SinkFailed(self.name, f"POST {place}: {reason}", retry_after=retry_after)
 
 
+def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    """Make a socket that takes in little at a time.
+
+    aiohttp goes through all that has come before others get their turn, and thousands of interim answers fit into what
+    a socket takes in by default: a receiver could hold the loop up for seconds.
+    """
+    family, kind, proto, *_ = address
+    found = socket.socket(family, kind, proto)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _TAKEN_IN)
+    return found
+
+
 async def _start(content: aiohttp.StreamReader) -> bytes:
     data = b""
     while len(data) < _ANSWER and (more := await content.read(_ANSWER - len(data))):
@@ -141,10 +156,10 @@ def _seconds(retry_after: str) -> float:
         return float(retry_after[:10])
     try:
         when = parsedate_to_datetime(retry_after)
-    except ValueError:
+        when = when if when.tzinfo else when.replace(tzinfo=UTC)
+        return max((when - datetime.now(UTC)).total_seconds(), 0.0)
+    except (ValueError, OverflowError):
         return 0.0
-    when = when if when.tzinfo else when.replace(tzinfo=UTC)
-    return max((when - datetime.now(UTC)).total_seconds(), 0.0)
 
 
 def _reason(exc: Exception) -> str:

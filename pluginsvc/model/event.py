@@ -21,7 +21,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     """One change of one plugin.
 
     Attributes:
-        action: ``create pull upgrade set update enable disable push remove exit restart health_status``.
+        action: ``create pull upgrade set update enable disable push remove exit restart health_status``; ``unreadable``
+            for one of which the disk has kept nothing but the number.
         plugin_id: 64 hex digits.
         plugin_name: familiar local name with tag.
         attributes: more facts, all text.

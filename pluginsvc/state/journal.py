@@ -14,6 +14,7 @@ from pluginsvc.model.event import Event
 _log = structlog.get_logger()
 _ENCODER = msgspec.json.Encoder()
 _DECODER = msgspec.json.Decoder(Event)
+_UNREADABLE = Event(action="unreadable", plugin_id="", plugin_name="")
 _INT64 = 2**63 - 1
 
 
@@ -48,7 +49,7 @@ def between(
 ) -> list[Event]:
     """Return up to ``limit`` events in order; fewer only when there are no more.
 
-    A row that cannot be decoded is logged and left out.
+    A row that cannot be decoded is logged, and comes as an event of the action ``unreadable``: every number is there.
 
     Args:
         db: the connection.
@@ -74,11 +75,17 @@ def between(
             event = _DECODER.decode(raw)
         except (msgspec.MsgspecError, ValueError) as exc:
             _log.error("state.event_unreadable", seq=seq, error=str(exc))
-            continue
+            event = _UNREADABLE
         found.append(msgspec.structs.replace(event, seq=seq, time_ns=time_ns))
         if len(found) >= limit:
             break
     return found
+
+
+def identity(db: sqlite3.Connection) -> str:
+    """Return what tells this journal from every other, the one before it on this host among them: 32 hex digits."""
+    (found,) = db.execute("SELECT id FROM journal_id").fetchone()
+    return str(found)
 
 
 def last_seq(db: sqlite3.Connection) -> int:

@@ -45,6 +45,9 @@ _THIRD = (
     """UPDATE journal SET end_bytes = sums.total
         FROM (SELECT seq, sum(length(event)) OVER (ORDER BY seq) AS total FROM journal) AS sums
         WHERE journal.seq = sums.seq""",
+    # drawn with the journal: numbers that begin anew, in a database that begins anew, must not pass for the old ones
+    "CREATE TABLE journal_id (id TEXT NOT NULL) STRICT",
+    "INSERT INTO journal_id (id) VALUES (lower(hex(randomblob(16))))",
     # up to which event each sink has taken them
     "CREATE TABLE cursors (name TEXT PRIMARY KEY, seq INTEGER NOT NULL) STRICT, WITHOUT ROWID",
 )

@@ -20,6 +20,7 @@ from pluginsvc.model.event import Event
 from pluginsvc.state import journal
 from pluginsvc.state.database import Database
 from tests.functional.conftest import FACTS
+from tests.support.memory_events import ORIGIN
 from tests.support.memory_manager import MemoryManager
 from tests.support.records import event
 
@@ -77,7 +78,7 @@ async def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
         outlets.append(direct)
         return follow(database, bus, direct=direct, **more)
 
-    events = EventLog(database, bus)
+    events = EventLog(database, bus, ORIGIN)
     monkeypatch.setattr(events, "follow", followed)
     app = make_app(manager=MemoryManager(), system=FACTS, events=events)
     async with anyio.create_task_group() as group:

@@ -17,6 +17,7 @@ from pluginsvc.state import journal
 from pluginsvc.state.database import Database
 from tests.functional.conftest import FACTS
 from tests.support.engine import CONFIG, Engine
+from tests.support.memory_events import ORIGIN
 from tests.support.memory_manager import MemoryManager
 from tests.support.records import event, keep
 from tests.support.scrape import Scrape
@@ -59,7 +60,7 @@ class House:
 async def house(tmp_path: Path) -> AsyncIterator[House]:
     bus, memory = Bus(), MemoryManager()
     database = await Database.open(tmp_path / "state.db")
-    app = make_app(manager=memory, system=FACTS, events=EventLog(database, bus))
+    app = make_app(manager=memory, system=FACTS, events=EventLog(database, bus, ORIGIN))
     async with anyio.create_task_group() as group:
         await group.start(lambda *, task_status: Publisher(database, bus).run(task_status=task_status))
         await group.start(lambda *, task_status: consume("metrics", count, database, bus, task_status=task_status))

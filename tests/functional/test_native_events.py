@@ -37,6 +37,7 @@ from tests.functional.conftest import FACTS
 from tests.support import openapi
 from tests.support.engine import Engine
 from tests.support.fold import Fold
+from tests.support.memory_events import ORIGIN
 from tests.support.memory_manager import MemoryManager, Snapshot, Summary
 from tests.support.records import digest, event, keep, plugin_id, record
 
@@ -198,7 +199,7 @@ async def opened(folder: Path, **options: float) -> AsyncIterator[House]:
     bus, manager = Bus(), Records()
     manager.gate.set()
     manager.database = database = await Database.open(folder / "state.db")
-    app = make_app(manager=manager, system=FACTS, events=EventLog(database, bus), **options)
+    app = make_app(manager=manager, system=FACTS, events=EventLog(database, bus, ORIGIN), **options)
     house = House(database, bus, manager, app, folder / "api.sock")
     try:
         async with anyio.create_task_group() as group:
@@ -530,6 +531,24 @@ async def test_stalled_reader_is_cut_off(tmp_path: Path) -> None:
             await stalled.numbers(6000)
 
 
+async def test_slow_is_not_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that takes many times the time-out for what it was sent, but reads all the while, is not cut off."""
+
+    async def many() -> Snapshot:
+        return Snapshot(0, [Summary(f"{number:064x}", "n" * 1000, "disabled") for number in range(4000)])
+
+    async with opened(tmp_path, reader_timeout=0.3) as house:
+        monkeypatch.setattr(house.manager, "snapshot", many)
+        slow = await house.ask(snapshot=1)
+        got = 0
+        while got < 4_000_000:
+            # a fifth of a second's worth at a time, as over a slow line: the time is what this is about
+            for _ in range(8):
+                got += len(await asyncio.wait_for(slow._reader.read(2**16), 5))
+            await asyncio.sleep(0.1)
+        assert len(house.app.native) == 1
+
+
 async def test_cloud_events(house: House) -> None:
     """Events and gaps are CloudEvents 1.0 to the reference implementation, with our own form as their data."""
     await house.commit(3)
@@ -549,8 +568,8 @@ async def test_cloud_events(house: House) -> None:
     made = await house.database.read(lambda db: journal.after(db, 1, 9))
     assert [each.get_data() for each in (first, second)] == [json.loads(native_message(each)) for each in made]
     assert [each.get_id() for each in (first, second)] == ["2", "3"]
-    assert first.get_source() == f"urn:uuid:{FACTS.id}"
-    assert first.get_extension("host") == FACTS.name
+    assert first.get_source() == f"urn:uuid:{ORIGIN.id}"
+    assert first.get_extension("host") == ORIGIN.host
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,10 @@ from typing import Any, Self
 
 import anyio
 
+from pluginsvc.events.forms import Origin
 from pluginsvc.model.event import EngineView, Event
+
+ORIGIN = Origin("0b1c7a52-6d0f-4a67-9d5e-2f1e6a2b3c4d", "web-1.example")
 
 
 class MemoryEvents:
@@ -15,6 +18,7 @@ class MemoryEvents:
 
     def __init__(self) -> None:
         self.journal: list[Event] = []
+        self.origin = ORIGIN
         self.more = anyio.Event()
 
     def publish(self, action: str, actor: str, name: str) -> None:

@@ -17,12 +17,9 @@ from pluginsvc.api.native_events import NativeEvents
 from pluginsvc.api.params import MAX_API_VERSION, MIN_API_VERSION
 from pluginsvc.api.routing import Route
 from pluginsvc.api.system import SystemHandlers
-from pluginsvc.events.forms import Origin
 from tests.functional.conftest import FACTS
 from tests.support import openapi
 from tests.support.memory_manager import MemoryManager
-
-ORIGIN = Origin("0b1c", "host")
 
 
 def _routes() -> list[Route]:
@@ -35,7 +32,7 @@ def _routes() -> list[Route]:
         *OutputHandlers(memory).routes(),
         Route("GET", "/metrics", Metrics(memory, memory.events, {}, version="1").serve, versioned=False),
         Route("GET", "/events", EventStreams(memory.events, timeout=1).serve),
-        Route("GET", "/pluginsvc/v1/events", NativeEvents(memory.events, memory, ORIGIN, timeout=1).serve),
+        Route("GET", "/pluginsvc/v1/events", NativeEvents(memory.events, memory, timeout=1).serve),
     ]
 
 

@@ -110,3 +110,23 @@ def test_gaps_are_told_apart() -> None:
     """Pruned events and another journal are two things."""
     assert "after number 3 are no longer kept" in str(EventsMissing(3, 100))
     assert "numbers began anew" in str(EventsMissing(100, 1))
+
+
+@pytest.mark.parametrize(
+    "block",
+    [b"id: 1\rX\ndata: {}\n\n", "id: ٣\ndata: {}\n\n".encode(), b"id: 1\ndata: \xff\n\n", b"id: -1\ndata: {}\n\n"],
+)
+def test_what_is_no_stream_of_ours(daemon: Start, block: bytes) -> None:
+    """A number that is none, or a text that is none, is an error that says so."""
+    connection, _ = daemon([HEAD + chunk(block) + b"0\r\n\r\n"])
+    with pytest.raises(AnswerLost):
+        list(follow(connection, {"until": "1"}))
+
+
+def test_a_block_without_a_number_moves_nothing(daemon: Start) -> None:
+    """After a block that has no number the stream is resumed from the last that had one."""
+    first = b"id: 7\ndata: {}\n\ndata: {}\n\n"
+    connection, requests = daemon([HEAD + chunk(first) + b"0\r\n\r\n", HEAD + chunk(b"id: 8\ndata: {}\n\n")])
+    found = follow(connection, {})
+    assert [next(found).id for _ in range(3)] == ["7", "", "8"]
+    assert b"Last-Event-ID: 7" in requests[1]

@@ -103,3 +103,6 @@ def test_the_same_text_is_the_same_filter() -> None:
     assert native_filter(text) is native_filter(text)
     assert engine_filter(text) is engine_filter(text)
     assert native_filter("") is native_filter("{}") is everything
+    huge = json.dumps({"event": ["enable"], "plugin": ["x" * 5000]})
+    assert native_filter(huge) is not native_filter(huge), "what is kept has to stay small"
+    assert engine_filter(huge) is not engine_filter(huge)

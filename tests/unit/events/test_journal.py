@@ -19,7 +19,7 @@ from pluginsvc.events.bus import Bus
 from pluginsvc.events.journal import _BATCH, EventsPruned, Publisher, follow
 from pluginsvc.model.event import Event
 from pluginsvc.state import journal
-from pluginsvc.state.database import Database
+from pluginsvc.state.database import Database, StateError
 from tests.support.records import event, keep
 
 pytestmark = pytest.mark.anyio
@@ -304,7 +304,7 @@ async def test_handing_over_knows_what_the_history_held(database: Database, bus:
         await reader_waits(events)
         for found in written:
             await bus.publish([found])
-        await bus.publish([event(5, seq=5)])
+        await bus.publish(await commit(database, 1))
         bus.close()
     assert (hands.given, hands.taken) == ([2, 3, 4], [5])
 
@@ -491,3 +491,41 @@ async def test_position_moves_with_what_is_not_wanted(database: Database, bus: B
             assert events.position == 6
             await commit(database, 1, "b")
         assert events.position == 7
+
+
+async def test_what_was_committed_before_the_end_is_given(database: Database, bus: Bus) -> None:
+    """A reader that knows where it is gets what was committed and not yet published when the bus closed."""
+    async with follow(database, bus, after_seq=0) as events, anyio.create_task_group() as group:
+        hands = Hands()
+        group.start_soon(hands.read, events)
+        await reader_waits(events)
+        await commit(database, 3)
+        bus.close()
+    assert hands.given == [1, 2, 3]
+
+
+class FailingOnce(Database):
+    """Fails one read of the journal."""
+
+    fails = 0
+
+    async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        if self.fails:
+            self.fails -= 1
+            raise StateError(self.path, "SQLITE_IOERR", "scripted")
+        return await super().read(work)
+
+
+async def test_publishing_goes_on_after_trouble(tmp_path: Path, bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A journal that cannot be read for a moment ends nothing, and nothing of it is left out."""
+    monkeypatch.setattr("pluginsvc.events.journal._RETRY", 0.001)
+    database = await FailingOnce.open(tmp_path / "state.db")
+    async with anyio.create_task_group() as group:
+        await group.start(lambda *, task_status: Publisher(database, bus).run(task_status=task_status))
+        with bus.subscribe() as subscription, anyio.fail_after(5):
+            database.fails = 2
+            await commit(database, 3)
+            assert [(await anext(subscription)).seq for _ in range(3)] == [1, 2, 3]
+        group.cancel_scope.cancel()
+    assert database.fails == 0
+    await database.close()

@@ -153,6 +153,46 @@ async def test_an_event_that_cannot_be_handled_is_left_out(
     assert counted._value.get() - before == 3
 
 
+class FailingSecond(Database):
+    """Fails the read with which a subscriber starts again."""
+
+    fails = False
+
+    async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        if self.fails:
+            self.fails = False
+            raise StateError(self.path, "SQLITE_IOERR", "scripted")
+        return await super().read(work)
+
+
+async def test_trouble_elsewhere_is_no_failure_on_an_event(
+    tmp_path: Path, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An event on which a subscriber failed once is not left out because the journal cannot be read meanwhile."""
+    monkeypatch.setattr(subscribers, "_RETRY", 0.001)
+    database = await FailingSecond.open(tmp_path / "state.db")
+    handled: list[int] = []
+    over = anyio.Event()
+
+    def handle(found: Event) -> None:
+        handled.append(found.seq)
+        if handled == [1]:
+            database.fails = True
+            raise RuntimeError("first time")
+        if found.seq == 2:
+            over.set()
+
+    with structlog.testing.capture_logs(), anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+            await group.start(consume, "test", handle, database, bus)
+            await commit(database, 2)
+            await bus.publish(await database.read(lambda db: journal.after(db, 0, 9)))
+            await over.wait()
+            group.cancel_scope.cancel()
+    await database.close()
+    assert handled == [1, 1, 2]
+
+
 async def test_a_subscriber_is_told_of_what_was_pruned(database: Database, bus: Bus) -> None:
     """One that is too slow for the journal goes on with the oldest event there is, and says so."""
     handled: list[int] = []

@@ -2,8 +2,10 @@
 
 import json
 import os
+import socket
+import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -13,6 +15,7 @@ import aiohttp
 import anyio
 import pytest
 from aiohttp import web
+from anyio import to_thread
 from cloudevents.core.formats.json import JSONFormat
 from cloudevents.core.v1.event import CloudEvent
 from multidict import CIMultiDictProxy
@@ -274,3 +277,35 @@ async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.Monke
     async with sink_to(receiver) as sink:
         await sink.send(EVENTS)
     assert len(receiver.bodies) == 1
+
+
+async def test_a_flood_of_interim_answers_holds_nobody_up() -> None:
+    """A receiver that never comes to its answer does not take the loop: others get their turn all the time."""
+    flood = b"HTTP/1.1 103 Early\r\nX: y\r\n\r\n" * 2000
+    over = threading.Event()
+
+    def serve(listening: socket.socket) -> None:
+        taken, _ = listening.accept()
+        with taken, suppress(OSError):
+            taken.settimeout(5)
+            taken.recv(100_000)
+            while not over.is_set():
+                taken.sendall(flood)
+
+    turns = 0
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=serve, args=(listening,), daemon=True)
+        thread.start()
+        hook = Webhook(f"http://127.0.0.1:{listening.getsockname()[1]}/", ORIGIN)
+        with anyio.move_on_after(1.5) as limit:
+            async with anyio.create_task_group() as group:
+                group.start_soon(hook.send, [event(1, seq=1, time_ns=1)])
+                while True:
+                    await anyio.sleep(0.01)
+                    turns += 1
+        await hook.close()
+        over.set()
+        await to_thread.run_sync(thread.join)
+    assert limit.cancelled_caught
+    # without a bound it is one or two
+    assert turns > 15

@@ -167,14 +167,25 @@ def test_absurd_bounds_are_bounds(db: sqlite3.Connection, huge: int) -> None:
     assert len(journal.between(db, after_seq=huge, limit=5)) == (huge < 0)
 
 
-def test_unreadable_rows_do_not_end_the_list(db: sqlite3.Connection) -> None:
-    """Rows that cannot be decoded are logged and left out without making the page look like the last one."""
+def test_unreadable_rows_keep_their_numbers(db: sqlite3.Connection) -> None:
+    """Of rows that cannot be decoded the number and the time are given, so that no reader looks for them in vain."""
     for number in range(6):
         journal.append(db, event(number))
     db.execute("UPDATE journal SET event = x'ff' WHERE seq BETWEEN 1 AND 4")
     with structlog.testing.capture_logs() as logs:
-        assert [found.seq for found in journal.after(db, 0, 2)] == [5, 6]
+        found = journal.after(db, 0, 5)
+    assert [each.seq for each in found] == [1, 2, 3, 4, 5]
+    assert [each.action for each in found] == ["unreadable"] * 4 + ["enable"]
+    assert found[0].time_ns > 0
+    assert found[0].engine is None
     assert [line["seq"] for line in logs] == [1, 2, 3, 4]
+
+
+def test_each_journal_has_an_id_of_its_own() -> None:
+    """Two databases have different IDs, in the form of which UUIDs are made; one keeps its own."""
+    first, second = fresh(), fresh()
+    assert journal.identity(first) == journal.identity(first) != journal.identity(second)
+    assert len(bytes.fromhex(journal.identity(first))) == 16
 
 
 def test_since_is_found_by_index(db: sqlite3.Connection) -> None:
