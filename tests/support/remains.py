@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from tests.support import parts, procs
 from tests.support.daemon import Daemon
@@ -29,6 +30,12 @@ def journal(daemon: Daemon) -> list[dict[str, Any]]:
     """Return every event of the journal, as the daemon stores it, in order."""
     with _database(daemon) as db:
         return [json.loads(raw) for (raw,) in db.execute("SELECT event FROM journal ORDER BY seq")]
+
+
+def journal_id(daemon: Daemon) -> UUID:
+    """Return the ID of the journal, which events carry to where those of many hosts come together."""
+    with _database(daemon) as db:
+        return UUID(db.execute("SELECT id FROM journal_id").fetchone()[0])
 
 
 def told(daemon: Daemon) -> dict[str, bool]:

@@ -313,7 +313,7 @@ def configured(folder: Path, server: NatsServer) -> str:
 
 
 def expected(daemon: Daemon) -> list[str]:
-    origin = (daemon.root / "engine-id").read_text().strip()
+    origin = remains.journal_id(daemon)
     return [f"{origin}-{seq}" for seq in range(1, len(remains.journal(daemon)) + 1)]
 
 

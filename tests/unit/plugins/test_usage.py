@@ -31,7 +31,9 @@ async def parts(tmp_path: Path) -> AsyncIterator[Parts]:
     """Give the parts that leases need, with one enabled plugin."""
     database = await Database.open(tmp_path / "state.db")
     disk = Disk(tmp_path)
-    found: dict[str, Any] = dict.fromkeys(("store", "inventory", "registry", "puller", "confinement", "executor"))
+    found: dict[str, Any] = dict.fromkeys(
+        ("store", "inventory", "registry", "puller", "confinement", "executor", "publish")
+    )
     await database.write(lambda db: plugins.put(db, record(1, enabled=True)))
     yield Parts(database=database, disk=disk, mounts=Ledger(database, disk), collect=lambda: None, **found)
     await database.close()
