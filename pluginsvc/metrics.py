@@ -140,6 +140,7 @@ JOURNAL_NEWEST: Final = Gauge(
 
 # The daemon itself
 
+TASKS: Final = Gauge("pluginsvc_tasks", "Tasks of the event loop.", registry=REGISTRY)
 LOOP_LAG: Final = Histogram(
     "pluginsvc_loop_lag_seconds",
     "How much later than it should the event loop came back to a task that slept.",

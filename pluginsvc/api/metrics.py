@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sized
 from typing import Final, get_args
 
@@ -40,6 +41,7 @@ class Metrics:
             metrics.PLUGINS.labels(state).set(states.get(state, 0))
         for kind, streams in self._streams.items():
             metrics.EVENT_STREAMS.labels(kind).set(len(streams))
+        metrics.TASKS.set(len(asyncio.all_tasks()))
         await self._events.measure()
         # the library's own choice by Accept fails on versions that are no numbers
         wants_open = _OPENMETRICS in request.headers.get("Accept", "").lower()

@@ -15,7 +15,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 _COLOURS = ("#d9601a", "#2a6fbb", "#8a8f98", "#3a8f4d", "#8a4fbf", "#111111")
 _PARTS: dict[str, tuple[str, ...]] = {
     "memory of the daemon, MiB": ("memory (PSS), MiB", "memory (RSS), MiB"),
-    "of the daemon": ("descriptors", "threads"),
+    "of the daemon": ("descriptors", "threads", "tasks"),
     "answers, ms": (
         "ping p50, ms",
         "ping p99, ms",

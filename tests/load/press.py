@@ -137,7 +137,7 @@ async def press(
     path = str(daemon.socket)
     used = out.cpu["daemon"] = probes.cpu_seconds([proc.pid])
     own = time.process_time()
-    out.before = look(proc.pid)
+    out.before = look(proc.pid, daemon.socket)
     asked = [f"{name}={where}@{rate}" for name, (where, rate) in ASKED.items()]
     async with helping("tests.load.asker", path, *asked) as askers:
         words = json.dumps(asdict(plan.consumers))
@@ -145,7 +145,7 @@ async def press(
             pressed = Pressed(daemon.socket, out, consumers, askers)
             arrived = await consumers.answer()
             tell(f"{arrived['ready']} consumers are connected")
-            async with _watched(proc.pid, out.looks):
+            async with _watched(proc.pid, daemon.socket, out.looks):
                 pressed.pace.set(plan.rate)
                 out.began = time.time()
                 async with mutating(daemon.socket, plan.mutators, material, pressed.pace, out.tally):
@@ -161,7 +161,7 @@ async def press(
     out.askers = askers.ticks
     # what is noticed of connections being closed comes a moment later
     deadline = time.monotonic() + _LEFT
-    while (left := look(proc.pid)).fds > out.before.fds and time.monotonic() < deadline:  # noqa: ASYNC110 - not ours
+    while (left := look(proc.pid, daemon.socket)).fds > out.before.fds and time.monotonic() < deadline:  # noqa: ASYNC110 - not ours
         await asyncio.sleep(0.1)
     out.after = left
     out.cpu = {
@@ -175,8 +175,8 @@ async def press(
 
 
 @asynccontextmanager
-async def _watched(pid: int, looks: list[Look]) -> AsyncIterator[None]:
-    task = asyncio.ensure_future(watch(pid, looks))
+async def _watched(pid: int, socket: Path, looks: list[Look]) -> AsyncIterator[None]:
+    task = asyncio.ensure_future(watch(pid, socket, looks))
     try:
         yield
     finally:

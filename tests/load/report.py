@@ -110,6 +110,7 @@ def series(out: Outcome) -> dict[str, list[tuple[float, float]]]:
         "memory (RSS), MiB": [(one.at, one.rss / MIB) for one in out.looks],
         "descriptors": [(one.at, one.fds) for one in out.looks],
         "threads": [(one.at, one.threads) for one in out.looks],
+        "tasks": [(one.at, one.tasks) for one in out.looks],
         "daemon": _rates([(one.at, one.cpu) for one in out.looks]),
         "consumers": _rates([(one["at"], one["cpu"]) for one in out.consumers]),
         "changes": _rates([(at, done) for at, done, _ in out.changes]),
@@ -196,6 +197,7 @@ def text(found: dict[str, Any]) -> str:
     early, late = (value / MIB for value in found["memory_bytes"].values())
     cpu, spent = found["cpu_seconds"], found["seconds"]
     threads = [value for _, value in found["series"]["threads"]] or [0]
+    tasks = [value for _, value in found["series"]["tasks"]] or [0]
     descriptors = [value for _, value in found["series"]["descriptors"]] or [0]
     left = after["fds"] if (after := found["daemon"]["after"]) else "unknown"
     lines += [
@@ -204,7 +206,7 @@ def text(found: dict[str, Any]) -> str:
         f"deliveries: {found['deliveries']}, {found['deliveries_per_second']:.0f}/s; connections made again: {again}",
         f"memory (PSS) in the second and the last fifth, MiB: {early:.1f}, {late:.1f}",
         f"descriptors: {min(descriptors):.0f} to {max(descriptors):.0f}, {left} when all had left",
-        f"threads: {min(threads):.0f} to {max(threads):.0f}",
+        f"threads: {min(threads):.0f} to {max(threads):.0f}; tasks: {min(tasks):.0f} to {max(tasks):.0f}",
         "CPU, share of one: " + ", ".join(f"{name} {seconds / spent:.2f}" for name, seconds in cpu.items()),
         f"the asker was late by itself: p99 {found['asker_late_seconds']['p99'] * 1000:.2f} ms",
     ]

@@ -18,7 +18,7 @@ from tests.load.watch import Look
 from tests.support.fold import View
 
 VIEW = View("a", "load/kept:latest", "enabled", "load/kept:latest", "sha256:0")
-LOOK = Look(at=0, fds=20, threads=5, rss=60 * MIB, pss=50 * MIB, cpu=0)
+LOOK = Look(at=0, fds=20, threads=5, rss=60 * MIB, pss=50 * MIB, cpu=0, tasks=30)
 SECONDS = 50
 
 
