@@ -27,8 +27,8 @@ from pluginsvc.runtime.instance import Exit, Instance
 from pluginsvc.runtime.oci import Runtime, RuntimeFailed
 from pluginsvc.runtime.process import ProcessId, with_argument
 from pluginsvc.runtime.spec import Launch, cgroup_name
-from pluginsvc.runtime.watches import Watches
 from pluginsvc.tasks import KeyedLock
+from pluginsvc.watches import Watches
 
 __all__ = ["Executor", "Exit", "Instance", "Launch"]
 
@@ -224,6 +224,10 @@ class Executor:
         """Delete the log files of a plugin that is removed for good."""
         with _told(plugin_id, "delete the logs of"):
             await to_thread.run_sync(remove_tree, self._place(plugin_id).logs)
+
+    def sockets(self, plugin_id: str) -> Path:
+        """Return the directory where a plugin makes its socket."""
+        return self._place(plugin_id).sockets
 
     def _place(self, plugin_id: str) -> Place:
         return Place(self._run_root, self._log_root, plugin_id)

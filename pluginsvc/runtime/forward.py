@@ -20,7 +20,7 @@ from pluginsvc.runtime.bundle import LOG_NAME, Mark, Place, replace
 from pluginsvc.runtime.levels import level_of
 from pluginsvc.runtime.logs import Batch, Reader
 from pluginsvc.runtime.monitor import reopen_log
-from pluginsvc.runtime.watches import Watches
+from pluginsvc.watches import Watches
 
 _log = structlog.get_logger()
 _INTERVAL = 0.1

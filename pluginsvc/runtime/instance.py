@@ -14,7 +14,7 @@ from pluginsvc.runtime import cgroup, logs
 from pluginsvc.runtime.bundle import Place, Record
 from pluginsvc.runtime.readiness import SocketWatch
 from pluginsvc.runtime.spec import SOCKETS_INSIDE, cgroup_name
-from pluginsvc.runtime.watches import Watches
+from pluginsvc.watches import Watches
 
 _log = structlog.get_logger()
 _UNKNOWN = 255

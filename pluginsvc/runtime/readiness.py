@@ -14,7 +14,7 @@ import anyio
 from anyio import to_thread
 from asyncinotify import Mask
 
-from pluginsvc.runtime.watches import Watches
+from pluginsvc.watches import Watches
 
 _CHANGES = Mask.CREATE | Mask.MOVED_TO | Mask.DELETE | Mask.MOVED_FROM | Mask.ONESHOT
 _FIRST_PAUSE = 0.001

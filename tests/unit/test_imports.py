@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "pluginsvc"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-_ONE = {"tasks", "spawn", "fsutil", "log", "metrics", "systemd"}
+_ONE = {"tasks", "spawn", "fsutil", "log", "metrics", "systemd", "watches"}
 _TWO = {"state", "content", "registry", "sources", "rootfs", "runtime"}
 _LOW = {"errors", "model"} | _ONE
 _UP_TO_SIX = _LOW | _TWO | {"events", "transfer", "directory", "plugins", "api", "client"}

@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from pluginsvc.runtime.readiness import SocketWatch, connect
-from pluginsvc.runtime.watches import Watches
+from pluginsvc.watches import Watches
 
 pytestmark = pytest.mark.anyio
 

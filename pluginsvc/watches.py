@@ -1,4 +1,4 @@
-"""One inotify instance for the whole room.
+"""What happens in directories, by one inotify instance for a whole room.
 
 Users have few instances (128 by default, for all that root runs), and closing one takes the kernel 10 to 20 ms, in
 which the loop would stand still; adding and removing watches costs nothing.
