@@ -6,11 +6,25 @@ A list that may be ``null`` on the wire is ``None`` here.
 
 from __future__ import annotations
 
+import re
 from typing import Any, Self
 
 import msgspec
 
+from pluginsvc.errors import InvalidParameter
 from pluginsvc.model.digest import Digest
+
+_WANTED = re.compile(r"(?:([a-z0-9.-]+)\.)?([a-z0-9_-]+)(?:/([a-z0-9.]+))?")
+
+
+class InvalidCapability(InvalidParameter):
+    """Nobody can provide this."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        super().__init__(
+            f"invalid capability {text[:200]!r}: expected one like volumedriver or docker.volumedriver/1.0"
+        )
 
 
 class Capability(msgspec.Struct, frozen=True, order=True):
@@ -26,6 +40,23 @@ class Capability(msgspec.Struct, frozen=True, order=True):
         left, _, version = text.partition("/")
         prefix, _, name = left.rpartition(".")
         return cls(prefix, name, version)
+
+    @classmethod
+    def wanted(cls, text: str) -> Self:
+        """Read what somebody looks for: a name in any case, ``docker.`` before it and ``/VERSION`` after it optional.
+
+        Raises:
+            InvalidCapability: it is no such thing.
+        """
+        found = _WANTED.fullmatch(text.lower())
+        if found is None:
+            raise InvalidCapability(text)
+        return cls(found[1] or "docker", found[2], found[3] or "")
+
+    def fits(self, wanted: Capability) -> bool:
+        """Tell whether this is what is ``wanted``: any version where that names none, else exactly that (REF 7.44)."""
+        same = (self.prefix.lower(), self.name.lower()) == (wanted.prefix, wanted.name)
+        return same and wanted.version in {"", self.version}
 
     def __str__(self) -> str:
         """Both separators are always shown: ``volumedriver`` becomes ``.volumedriver/``."""

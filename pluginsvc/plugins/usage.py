@@ -5,8 +5,10 @@ from __future__ import annotations
 import sqlite3
 import time
 
-from pluginsvc.errors import Conflict, InvalidParameter
+from pluginsvc.directory.provider import NoCapability, PluginDisabled
+from pluginsvc.errors import Conflict
 from pluginsvc.model.lease import PluginLease, holders
+from pluginsvc.model.plugin import Capability
 from pluginsvc.plugins.inventory import Entry
 from pluginsvc.plugins.parts import Parts
 from pluginsvc.state import plugin_leases, plugins
@@ -25,22 +27,6 @@ class PluginInUse(Conflict):
         super().__init__(f"plugin {name} is in use by {holders(leases)}: release it there, or use force")
 
 
-class PluginDisabled(Conflict):
-    """A plugin that does not run cannot be used; the text is Docker's."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        super().__init__(f"plugin {name} found but disabled")
-
-
-class NoCapability(InvalidParameter):
-    """The plugin does something else than what it is wanted for; the text is Docker's."""
-
-    def __init__(self, name: str, capability: str) -> None:
-        self.name, self.capability = name, capability
-        super().__init__(f'plugin does not provide "{capability}" capability')
-
-
 async def acquire(
     parts: Parts, entry: Entry, *, holder: str, purpose: str, seconds: float | None = None, capability: str = ""
 ) -> PluginLease:
@@ -52,23 +38,24 @@ async def acquire(
         holder: who uses it.
         purpose: what for.
         seconds: until the lease ends by itself; ``None``: never.
-        capability: what it has to provide, such as ``volumedriver``; empty: does not matter.
+        capability: what it has to provide, see ``Capability.wanted``; empty: does not matter.
 
     Raises:
         PluginDisabled: it is not enabled.
-        NoCapability: it does not provide that.
+        InvalidCapability, NoCapability: it does not provide that.
         InvalidLease, TooManyLeases: see ``plugin_leases.acquire``.
     """
-    record, wanted = entry.record, capability.lower()
-    provides = any(c.prefix == "docker" and c.name == wanted for c in entry.config.interface.capabilities)
+    record = entry.record
+    wanted = Capability.wanted(capability) if capability else None
+    provides = wanted is None or any(found.fits(wanted) for found in entry.config.interface.capabilities)
     now = time.time_ns()
     expires = None if seconds is None else now + int(seconds * 1e9)
 
     def work(db: sqlite3.Connection) -> PluginLease:
         if not plugins.enabled(db, record.id):
             raise PluginDisabled(record.name)
-        if wanted and not provides:
-            raise NoCapability(record.name, wanted)
+        if not provides:
+            raise NoCapability(record.name, capability)
         return plugin_leases.acquire(db, record.id, holder, purpose, now_ns=now, expires_ns=expires)
 
     return await parts.database.write(work)

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from pluginsvc.directory.provider import NoCapability, PluginDisabled
 from pluginsvc.model.config import parse_config
 from pluginsvc.model.lease import InvalidLease
 from pluginsvc.plugins import usage
@@ -63,10 +64,10 @@ async def test_acquire_and_release(parts: Parts) -> None:
 async def test_the_record_counts_and_not_what_was_looked_up(parts: Parts) -> None:
     """A plugin whose record is disabled, or gone, cannot be acquired, whatever the caller had found before."""
     await disable(parts)
-    with pytest.raises(usage.PluginDisabled, match=r"^plugin p1:latest found but disabled$"):
-        await usage.acquire(parts, ENTRY, holder="web", purpose="x", capability="nothing of the kind")
+    with pytest.raises(PluginDisabled, match=r"^plugin p1:latest found but disabled$"):
+        await usage.acquire(parts, ENTRY, holder="web", purpose="x", capability="nothing-of-the-kind")
     await parts.database.write(lambda db: plugins.delete(db, ID))
-    with pytest.raises(usage.PluginDisabled):
+    with pytest.raises(PluginDisabled):
         await usage.acquire(parts, ENTRY, holder="web", purpose="x")
 
 
@@ -91,7 +92,7 @@ async def test_capability(parts: Parts, capability: str) -> None:
 @pytest.mark.parametrize("capability", ["networkdriver", "NetworkDriver", "volume"])
 async def test_wrong_capability(parts: Parts, capability: str) -> None:
     """What it does not provide under docker's prefix is refused with Docker's text, and nothing is counted."""
-    with pytest.raises(usage.NoCapability, match=f'^plugin does not provide "{capability.lower()}" capability$'):
+    with pytest.raises(NoCapability, match=f'^plugin does not provide "{capability.lower()}" capability$'):
         await usage.acquire(parts, ENTRY, holder="a", purpose="x", capability=capability)
     assert await usage.leases(parts, ID) == []
 

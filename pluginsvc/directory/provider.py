@@ -1,0 +1,115 @@
+"""A plugin as its users see it: what it provides, where it is called, and where on the host its paths are."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pluginsvc.directory.rpc import Client
+from pluginsvc.errors import Conflict, InvalidParameter
+from pluginsvc.model.plugin import Capability
+
+
+class PluginDisabled(Conflict):
+    """A plugin that is not wished for cannot be used; the text is Docker's."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"plugin {name} found but disabled")
+
+
+class NoCapability(InvalidParameter):
+    """The plugin does something else than what it is wanted for; the text is Docker's."""
+
+    def __init__(self, name: str, capability: str) -> None:
+        self.name, self.capability = name, capability
+        super().__init__(f'plugin does not provide "{capability.lower()}" capability')
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Where the host has what a managed plugin calls by a path of its own (REF 3.10).
+
+    Attributes:
+        rootfs: the plugin's ``/``.
+        mount: its propagated mount, as it calls it; empty: it has none.
+        propagated: the same, as the host calls it.
+    """
+
+    rootfs: Path
+    mount: str
+    propagated: Path
+
+    def host(self, path: str) -> Path:
+        """Return the host's name of a path of the plugin's: by whole components (REF 7.46), and never outside of it.
+
+        Symbolic links are the plugin's own and may lead anywhere; who follows them looks where they lead.
+        """
+        # two slashes at the beginning are kept by normpath
+        clean = posixpath.normpath(f"/{path.lstrip('/')}")
+        mount = posixpath.normpath(f"/{self.mount.lstrip('/')}")
+        if self.mount and (clean == mount or clean.startswith(f"{mount.rstrip('/')}/")):
+            return self.propagated / clean[len(mount) :].lstrip("/")
+        return self.rootfs / clean.lstrip("/")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provider:
+    """A plugin, managed or legacy.
+
+    Attributes:
+        name: familiar local name with tag; of a legacy plugin its only name.
+        plugin_id: 64 hex digits; empty for a legacy plugin.
+        capabilities: what it provides; a legacy ``VolumeDriver`` is ``docker.volumedriver/1.0``.
+        address: where it is called.
+        enabled: whether it is wished to run; a legacy plugin always is.
+        state: what it does, see ``model.lifecycle``; ``legacy`` for one that we do not run.
+        up: whether it listens, as far as is known.
+        run: which start of it this is, as seen since the daemon started.
+        client: calls it.
+        timeout: seconds for calls to it, as its operator wants it; 0: nothing is wanted.
+        scope: translates its paths; ``None``: they are the host's.
+    """
+
+    name: str
+    plugin_id: str
+    capabilities: tuple[Capability, ...]
+    address: str
+    enabled: bool
+    state: str
+    up: bool
+    run: int
+    client: Client
+    timeout: float = 0.0
+    scope: Scope | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Return what is the same for one plugin over all its starts."""
+        return self.plugin_id, "" if self.plugin_id else self.name
+
+    def provides(self, wanted: Capability) -> bool:
+        """Tell whether it has a capability; see ``Capability.fits`` for versions."""
+        return any(found.fits(wanted) for found in self.capabilities)
+
+    async def call(self, method: str, argument: object = None, *, timeout: float) -> dict[str, Any]:
+        """Call it; see ``Client.call``.
+
+        Args:
+            method: ``Service.Method``.
+            argument: sent as JSON.
+            timeout: most seconds for each try; fewer where its operator wants that.
+        """
+        return await self.client.call(method, argument, timeout=min(filter(None, (timeout, self.timeout))))
+
+    def host_path(self, path: str) -> str:
+        """Return where on the host a path is that it has told us."""
+        return path if self.scope is None else str(self.scope.host(path))
+
+
+def among(providers: Iterable[Provider], wanted: Capability | None) -> list[Provider]:
+    """Return those that have a capability, or all."""
+    return [provider for provider in providers if wanted is None or provider.provides(wanted)]
