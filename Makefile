@@ -14,7 +14,7 @@ demo: setup  ## take a real plugin through its whole life with the docker CLI (r
 	$(python) demo/demo.py
 
 test: setup  ## run every test; as root also those that start real plugins
-	$(python) -m pytest
+	@tools/test.sh
 
 lint: .venv/.made-from  ## check style and formatting
 	$(python) -m ruff check
