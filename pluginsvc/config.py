@@ -7,22 +7,20 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import msgspec
 
 from pluginsvc.errors import InvalidParameter
 from pluginsvc.model.options import Options
+from pluginsvc.sink_settings import Sinks, is_host, nats_problems, sink_problems
 
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=64)]
-_REGISTRY = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?|\[[0-9a-fA-F:]+\](:[0-9]{1,5})?")
 
-_NATS_SUBJECT = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
-_NATS_STREAM = re.compile(r"[A-Za-z0-9_-]+")
+_PLUGIN = re.compile(r"[!-~]{1,1024}")
 
 
 class InvalidConfig(InvalidParameter):
@@ -33,36 +31,20 @@ class InvalidConfig(InvalidParameter):
         super().__init__(f"{source}: " + "; ".join(problems))
 
 
-class FileSink(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
-    """Events as lines of JSON in a file."""
+class Authorization(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
+    """Plugins that are asked about each request to our own API."""
 
-    path: str = ""
-    size: Annotated[int, msgspec.Meta(ge=65_536)] = 10 * 1024 * 1024
-    files: Annotated[int, msgspec.Meta(ge=2, le=100)] = 5
-
-
-class WebhookSink(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
-    """Events by HTTP POST."""
-
-    url: str = ""
-    token_file: str = ""
+    plugins: tuple[str, ...] = ()
+    on_failure: Literal["deny", "allow"] = "deny"
+    timeout: Annotated[float, msgspec.Meta(gt=0, le=600)] = 10.0
 
 
-class NatsSink(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
-    """Events in a stream of NATS JetStream."""
+class Tls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
+    """How TCP is spoken: plainly where all are empty, else by TLS, to clients that the authority vouches for."""
 
-    servers: tuple[str, ...] = ()
-    stream: str = "PLUGINSVC"
-    subject: str = "pluginsvc"
-    credentials_file: str = ""
-
-
-class Sinks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
-    """Where events go; each is off where its first key is empty."""
-
-    file: FileSink = FileSink()
-    webhook: WebhookSink = WebhookSink()
-    nats: NatsSink = NatsSink()
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
@@ -71,6 +53,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     root: str = "/var/lib/pluginsvc"
     run_root: str = "/run/pluginsvc"
     publish_dir: str = "/run/docker/plugins"
+    podman_conf: str = ""
+    spec_dir: str = ""
+    publish_mounts: tuple[str, ...] = ()
+    legacy_dirs: tuple[str, ...] = ("/run/docker/plugins", "/etc/docker/plugins", "/usr/lib/docker/plugins")
     hosts: tuple[str, ...] = ("unix:///run/pluginsvc/pluginsvc.sock",)
     group: str = "root"
     runtime: str = "runc"
@@ -94,10 +80,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
     plugins: Options = Options()
+    authorization: Authorization = Authorization()
+    tls: Tls = Tls()
     sinks: Sinks = Sinks()
 
 
-RELOADABLE = frozenset({"log_level", "insecure_registries", "registry_mirrors"})
+RELOADABLE = frozenset({"log_level", "insecure_registries", "registry_mirrors", "authorization"})
 """What SIGHUP changes in a running daemon; the rest needs a restart."""
 
 
@@ -136,101 +124,88 @@ def _problems(settings: Settings) -> list[str]:
         for key, value in (("root", settings.root), ("run-root", settings.run_root))
         if not value.startswith("/")
     ]
+    found += [
+        f"legacy-dirs: {value!r} is not an absolute path" for value in settings.legacy_dirs if not value.startswith("/")
+    ]
     if Path(settings.root) == Path(settings.run_root):
         found.append("run-root: must be another directory than root")
     found += _publish_problems(settings)
     if not settings.hosts:
         found.append("hosts: give at least one address to listen on")
-    found += [problem for host in settings.hosts if (problem := host_problem(host))]
+    found += [problem for host in settings.hosts if (problem := _host_problem(host))]
     found += [
         f"insecure-registries: {value!r} is neither host, host:port nor CIDR"
         for value in settings.insecure_registries
-        if not _is_registry(value) and not _is_network(value)
+        if not is_host(value) and not _is_network(value)
     ]
     found += [
         f"registry-mirrors: {value!r} is not http:// or https:// with a host, an optional port and nothing else"
         for value in settings.registry_mirrors
         if not _is_mirror(value)
     ]
-    return found + _sink_problems(settings.sinks) + _nats_problems(settings.sinks.nats)
+    found += [
+        f"authorization.plugins: {value!r} is neither the name nor the ID of a plugin"
+        for value in settings.authorization.plugins
+        if not _PLUGIN.fullmatch(value)
+    ]
+    found += _tls_problems(settings.tls)
+    return found + sink_problems(settings.sinks) + nats_problems(settings.sinks.nats)
 
 
 def _publish_problems(settings: Settings) -> list[str]:
     value = settings.publish_dir
-    if value == "none":
-        return []
-    if not value.startswith("/"):
-        return [f"publish-dir: {value!r} is neither an absolute path nor none"]
+    told = {"podman-conf": settings.podman_conf, "spec-dir": settings.spec_dir}
+    told = {key: path for key, path in told.items() if path}
+    places = [*told.items(), *(("publish-mounts", path) for path in settings.publish_mounts)]
+    found = [f"{key}: {path!r} is not an absolute path" for key, path in places if not path.startswith("/")]
     # what is in there is taken for what we have put there
-    if any(Path(value).is_relative_to(own) for own in (settings.root, settings.run_root)):
-        return ["publish-dir: must not be in root or run-root"]
-    return []
-
-
-def _sink_problems(sinks: Sinks) -> list[str]:
-    found = [
-        f"{key}: {value!r} is not an absolute path"
-        for key, value in (("sinks.file.path", sinks.file.path), ("sinks.webhook.token-file", sinks.webhook.token_file))
-        if value and not value.startswith("/")
+    found += [
+        f"{key}: must not be in root or run-root"
+        for key, path in [("publish-dir", value), *places]
+        if any(_is_in(path, own) for own in (settings.root, settings.run_root))
     ]
-    if not sinks.webhook.url:
-        return found
-    try:
-        url = urlsplit(sinks.webhook.url)
-        usable = url.scheme in {"http", "https"} and bool(url.hostname) and url.port != 0
-        login = "@" in url.netloc
-    except ValueError:
-        usable = login = False
-    # what it is may be secret, and is not repeated
-    if not usable:
-        found.append("sinks.webhook.url: it is not http:// or https:// with a host")
-    elif login and sinks.webhook.token_file:
-        found.append("sinks.webhook: give a token-file, or a user and password in the url, not both")
+    # below / a plugin could choose to be what the next program looks for its libraries in
+    found += [
+        f"publish-mounts: {path!r} is / or has '..' in it"
+        for path in settings.publish_mounts
+        if path.startswith("/") and (not Path(path).parts[1:] or ".." in Path(path).parts)
+    ]
+    if not settings.podman_conf.endswith(".conf") and settings.podman_conf:
+        found.append(f"podman-conf: Podman does not read {settings.podman_conf!r}, its name has to end in .conf")
+    if value == "none":
+        return found + [f"{key}: it goes with the sockets in publish-dir, which is none" for key in dict(places)]
+    if not value.startswith("/"):
+        found.append(f"publish-dir: {value!r} is neither an absolute path nor none")
+    # engines read it as part of a URL, Podman as UTF-8
+    if told and quote(value, safe="/@:+", errors="replace") != value:
+        found.append(f"publish-dir: {value!r} has characters that engines do not take with {' and '.join(told)}")
     return found
 
 
-def _nats_problems(nats: NatsSink) -> list[str]:
-    found = [
-        f"sinks.nats.servers: {_without_login(value)!r} is not nats:// or tls:// with a host, an optional port and"
-        " nothing after it; before it a login may stand that has none of / ? #"
-        for value in nats.servers
-        if not _is_nats(value)
+def _is_in(path: str, folder: str) -> bool:
+    # by components, however many slashes there are
+    parts = Path(folder).parts[1:]
+    return Path(path).parts[1:][: len(parts)] == parts
+
+
+def _tls_problems(tls: Tls) -> list[str]:
+    files = {"ca-file": tls.ca_file, "cert-file": tls.cert_file, "key-file": tls.key_file}
+    missing = [key for key, value in files.items() if not value]
+    if len(missing) == len(files):
+        return []
+    return [
+        f"tls.{key}: {value!r} is not an absolute path" if value else f"tls.{key}: give all three files or none"
+        for key, value in files.items()
+        if not value.startswith("/")
     ]
-    if not _NATS_SUBJECT.fullmatch(nats.subject):
-        found.append(f"sinks.nats.subject: {nats.subject!r} is not letters, digits, - and _ in parts with dots between")
-    if not _NATS_STREAM.fullmatch(nats.stream):
-        found.append(f"sinks.nats.stream: {nats.stream!r} is not letters, digits, - and _")
-    if nats.credentials_file and not nats.credentials_file.startswith("/"):
-        found.append(f"sinks.nats.credentials-file: {nats.credentials_file!r} is not an absolute path")
-    # looked for and not loaded; what signs the log-in comes with it
-    wanted = ["nats"] * bool(nats.servers) + ["cryptography"] * bool(nats.credentials_file)
-    if any(find_spec(name) is None for name in wanted):
-        found.append("sinks.nats: nats-py is not installed: pip install 'pluginsvc[nats]', or empty servers")
-    return found
-
-
-def _without_login(url: str) -> str:
-    scheme, mark, rest = url.partition("://")
-    return scheme + mark + rest.rpartition("@")[2]
-
-
-def _is_nats(value: str) -> bool:
-    scheme, _, rest = value.partition("://")
-    login, _, host = rest.rpartition("@")
-    return scheme in {"nats", "tls"} and _is_registry(host) and not set("/?#") & set(login)
-
-
-def _is_registry(value: str) -> bool:
-    port = value.rpartition("]")[2].rpartition(":")[2] if ":" in value.rpartition("]")[2] else ""
-    return bool(_REGISTRY.fullmatch(value)) and int(port or "1") in range(1, 65536)
 
 
 def _is_mirror(value: str) -> bool:
     scheme, _, host = value.rstrip("/").partition("://")
-    return scheme in {"http", "https"} and _is_registry(host)
+    return scheme in {"http", "https"} and is_host(host)
 
 
-def host_problem(host: str) -> str:
+def _host_problem(host: str) -> str:
     """Say what is wrong with a listening address, or nothing."""
     try:
         url = urlsplit(host)

@@ -24,6 +24,8 @@ from pluginsvc.api.system import SystemFacts
 from pluginsvc.config import RELOADABLE, Settings
 from pluginsvc.content.gc import Collector
 from pluginsvc.content.store import ContentStore
+from pluginsvc.directory.authz import Chain
+from pluginsvc.directory.directory import Directory
 from pluginsvc.errors import Internal, PluginsvcError, first_leaf
 from pluginsvc.events.bus import Bus, everything
 from pluginsvc.events.delivery import Sink, deliver
@@ -110,6 +112,7 @@ class _Daemon:
         self._hurry = anyio.Event()
         self._drained = anyio.Event()
         self._ready = False
+        self._chain: Chain | None = None
 
     async def run(self, inherited: list[int]) -> None:
         """Open everything, serve until told to stop, close in reverse order."""
@@ -192,12 +195,20 @@ class _Daemon:
                 manager = Manager(parts, supervisor, collector, jobs, services)
                 wished = await manager.restore()
                 await services.start(published.serve)
+                legacy = wiring.legacy(settings)
+                await services.start(legacy.serve)
                 services.start_soon(parts.mounts.serve)
                 services.start_soon(collector.serve)
+                directory = Directory(manager, inventory.watch, legacy)
+                # from here on a reload may change it; the settings as they are now, for there may have been one before
+                chain = self._chain = Chain(directory)
+                await chain.use(wiring.guards(self._settings), wait=True)
                 app = make_app(
                     manager=manager,
+                    directory=directory,
                     system=facts,
                     events=EventLog(database, bus, origin),
+                    chain=chain,
                     reader_timeout=settings.reader_timeout,
                 )
                 stops = settings.shutdown == "stop"
@@ -295,6 +306,8 @@ class _Daemon:
         try:
             fresh = await to_thread.run_sync(self._reload)
             hosts = wiring.hosts(fresh)
+            if self._chain is not None:
+                await self._chain.use(wiring.guards(fresh))
         except PluginsvcError as exc:
             _log.error("daemon.reload_refused", error=str(exc))
             return
@@ -305,6 +318,7 @@ class _Daemon:
         registry.use(hosts)
         facts.insecure, facts.mirrors = fresh.insecure_registries, fresh.registry_mirrors
         facts.debug = fresh.log_level == "debug"
+        facts.authorization = fresh.authorization.plugins
         _log.info("daemon.reloaded", changed=sorted(changed & RELOADABLE), needs_restart=sorted(changed - RELOADABLE))
         self._settings = msgspec.structs.replace(
             self._settings, **{field: getattr(fresh, field) for field in RELOADABLE}

@@ -29,14 +29,16 @@ class Job:
     Attributes:
         name: what it does, for the log.
         committed: whether the point of no return is passed.
+        detached: whether it goes on without its caller, for as long as jobs may.
         scope, done, error: for the group that runs it.
     """
 
-    __slots__ = ("committed", "done", "error", "name", "scope")
+    __slots__ = ("committed", "detached", "done", "error", "name", "scope")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.committed = False
+        self.detached = False
         self.scope = anyio.CancelScope()
         self.done = anyio.Event()
         self.error: BaseException | None = None
@@ -74,7 +76,7 @@ class JobGroup:
     async def run(self, name: str, work: Callable[[Job], Awaitable[T]]) -> T:
         """Run ``work`` to its end and return its result.
 
-        A caller that is cancelled cancels the job, unless the job has committed.
+        A caller that is cancelled cancels the job, unless the job has committed or is detached.
 
         Args:
             name: for the log.
@@ -108,7 +110,7 @@ class JobGroup:
             await job.done.wait()
         except BaseException:
             waiters_gone = True
-            if not job.committed:
+            if not (job.committed or job.detached):
                 job.scope.cancel()
             raise
         if job.error is not None:

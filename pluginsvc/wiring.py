@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import socket
 import uuid
+from collections.abc import Callable, Iterable
+from functools import partial
 from importlib.metadata import version as package_version
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pluginsvc.api.listeners import FdListener, Listener, TcpListener, UnixListener
+from pluginsvc.api.listeners import FdListener, Listener, TcpListener, TlsFiles, UnixListener
 from pluginsvc.api.system import SystemFacts
 from pluginsvc.config import Settings
-from pluginsvc.directory.published import Published, Wish
+from pluginsvc.directory import authz, engine_files
+from pluginsvc.directory.legacy import Legacy
+from pluginsvc.directory.links import Trouble
+from pluginsvc.directory.mount_links import mount_links
+from pluginsvc.directory.published import Link, Published, Wish
 from pluginsvc.errors import InvalidParameter
 from pluginsvc.events.delivery import Sink
 from pluginsvc.events.file_sink import FileSink
@@ -20,8 +26,11 @@ from pluginsvc.events.nats_sink import NatsSink
 from pluginsvc.events.webhook import Webhook
 from pluginsvc.fsutil import atomic_write
 from pluginsvc.model.lifecycle import UP
+from pluginsvc.model.plugin import Capability
 from pluginsvc.plugins.inventory import Inventory
 from pluginsvc.registry.hosts import Hosts
+
+_VOLUMES = Capability.wanted("docker.volumedriver/1.0")
 
 
 class NothingInherited(InvalidParameter):
@@ -51,6 +60,7 @@ def facts(settings: Settings) -> SystemFacts:
         mirrors=settings.registry_mirrors,
         debug=settings.log_level == "debug",
         live_restore=settings.shutdown == "keep",
+        authorization=settings.authorization.plugins,
     )
 
 
@@ -61,17 +71,25 @@ def listeners(settings: Settings, inherited: list[int]) -> list[Listener]:
         NothingInherited: ``fd://`` is asked for and systemd has handed nothing over.
     """
     found: list[Listener] = []
+    files = settings.tls
+    tls = TlsFiles(Path(files.ca_file), Path(files.cert_file), Path(files.key_file)) if files.ca_file else None
     for host in settings.hosts:
         url = urlsplit(host)
         if url.scheme == "unix":
             found.append(UnixListener(Path(url.path), group=settings.group))
         elif url.scheme == "tcp":
-            found.append(TcpListener(url.hostname or "", url.port or 0))
+            found.append(TcpListener(url.hostname or "", url.port or 0, tls))
         else:
             if not inherited:
                 raise NothingInherited
-            found += [FdListener(fd) for fd in inherited]
+            found += [FdListener(fd, tls) for fd in inherited]
     return found
+
+
+def guards(settings: Settings) -> authz.Rules:
+    """Return which plugins guard the API."""
+    found = settings.authorization
+    return authz.Rules(found.plugins, lenient=found.on_failure == "allow", timeout=found.timeout)
 
 
 def hosts(settings: Settings) -> Hosts:
@@ -84,7 +102,7 @@ def hosts(settings: Settings) -> Hosts:
 
 
 def published(settings: Settings, inventory: Inventory) -> Published:
-    """Return what links enabled plugins' sockets for other engines."""
+    """Return what links enabled plugins' sockets for other engines, and tells them of the links."""
 
     def wished() -> list[Wish]:
         return [
@@ -93,13 +111,28 @@ def published(settings: Settings, inventory: Inventory) -> Published:
                 plugin_id=entry.record.id,
                 socket=entry.config.interface.socket,
                 up=inventory.status(entry.record.id).state in UP,
+                volumes=any(capability.fits(_VOLUMES) for capability in entry.config.interface.capabilities),
+                mount=entry.config.propagated_mount,
             )
             for entry in inventory
             if entry.record.enabled
         ]
 
     directory = None if settings.publish_dir == "none" else Path(settings.publish_dir)
-    return Published(Path(settings.run_root) / "plugins", directory, wished)
+    files: list[Callable[[list[Link]], Iterable[Trouble]]] = []
+    if settings.podman_conf:
+        files.append(partial(engine_files.podman_conf, Path(settings.podman_conf)))
+    if settings.spec_dir:
+        files.append(partial(engine_files.spec_files, Path(settings.spec_dir), Path(settings.publish_dir)))
+    if settings.publish_mounts:
+        directories = [Path(path) for path in settings.publish_mounts]
+        files.append(partial(mount_links, directories, Path(settings.root) / "plugins"))
+    return Published(Path(settings.run_root) / "plugins", directory, wished, files)
+
+
+def legacy(settings: Settings) -> Legacy:
+    """Return what finds the plugins that others run."""
+    return Legacy(map(Path, settings.legacy_dirs), Path(settings.run_root).absolute() / "plugins")
 
 
 def sinks(settings: Settings, origin: Origin) -> list[Sink]:

@@ -14,6 +14,7 @@ parts=(
     docker-registry docker.io containerd  # a registry, the CLI, and the peer of the bench
     skopeo libgpgme11 libassuan0          # a second opinion on what we push
     nats-server                           # takes events in
+    podman libsubid4                      # an engine that uses plugins, as dockerd does
     systemd libsystemd-shared             # to check and to boot our unit
     # what these need and a bare Debian lacks
     libdevmapper1.02.1 libcryptsetup12 libargon2-1 libjson-c5 libfdisk1 libkmod2 libip4tc2 libapparmor1

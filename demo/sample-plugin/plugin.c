@@ -2,13 +2,14 @@
  * A small volume plugin, for demonstrations and tests: one static program, one thread, one connection at a time.
  *
  * It speaks the volume plugin protocol (https://docs.docker.com/engine/extend/plugins_volume/) over HTTP/1.1 on a
- * unix socket. A volume is a folder below /mnt/state when that is a mount (the plugin's propagatedMount, which the
- * host sees), else below /data. While a volume is mounted a memory disk lies on its folder, so that its contents
+ * unix socket. A volume is a folder below STATE when that is a mount (the plugin's propagatedMount, which the host
+ * sees), else below /data. While a volume is mounted a memory disk lies on its folder, so that its contents
  * reach the host only by mount propagation; without CAP_SYS_ADMIN the bare folder is served, and a line says so.
  *
  * Usage: sample-volume-plugin [/path/of/socket] [word…]      the words are printed at the start and mean nothing
  * Environment:
  *   VERSION  shown in the log and in the status of each volume
+ *   STATE    where propagatedMount is, /mnt/state where it is empty
  *   DEBUG    anything but empty and 0 logs request bodies
  *   FAULT    exit                  say so on stderr and exit with 3 at once
  *            hang                  work, but ignore SIGTERM
@@ -235,7 +236,8 @@ static bool in_mountinfo(const char *path) {
 
 /* Choose where volumes live and take up those of an earlier run. */
 static bool open_volumes(void) {
-    if (in_mountinfo("/mnt/state")) base = "/mnt/state";
+    const char *state = *variable("STATE") ? variable("STATE") : "/mnt/state";
+    if (in_mountinfo(state)) base = state;
     if (mkdir(base, 0755) != 0 && errno != EEXIST) {
         fprintf(stderr, "cannot make %s: %s\n", base, strerror(errno));
         return false;

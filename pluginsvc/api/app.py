@@ -13,6 +13,7 @@ import structlog
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from pluginsvc.api.directory import DirectoryHandlers
 from pluginsvc.api.events import EventStreams
 from pluginsvc.api.feed import EventLog
 from pluginsvc.api.handlers import Manager, PluginHandlers
@@ -25,6 +26,10 @@ from pluginsvc.api.native import NativeHandlers
 from pluginsvc.api.native_events import HEARTBEAT, NativeEvents
 from pluginsvc.api.routing import Route, Router
 from pluginsvc.api.system import SystemFacts, SystemHandlers, nothing, unsupported
+from pluginsvc.api.volumes import VolumeHandlers
+from pluginsvc.directory.authz import Chain
+from pluginsvc.directory.directory import Directory
+from pluginsvc.directory.volume_use import Volumes
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +40,15 @@ class Api:
         edge: answers requests.
         streams: the Engine's event streams that are open.
         native: those of our own.
+        capabilities: those that tell who provides something.
         output: the streams of plugins' output that are open.
-        listening: the addresses it is served on, as URIs.
+        listening: the addresses it is served on without TLS, as URIs.
     """
 
     edge: Edge
     streams: EventStreams
     native: NativeEvents
+    capabilities: DirectoryHandlers
     output: OutputHandlers
     listening: list[str]
 
@@ -63,8 +70,10 @@ _CHANGES_ELSEWHERE = re.compile(
 def make_app(
     *,
     manager: Manager,
+    directory: Directory,
     system: SystemFacts,
     events: EventLog,
+    chain: Chain | None = None,
     reader_timeout: float = 300.0,
     heartbeat: float = HEARTBEAT,
 ) -> Api:
@@ -72,27 +81,33 @@ def make_app(
 
     Args:
         manager: does the work.
+        directory: finds who provides what.
         system: what ``/version`` and ``/info`` tell.
         events: feeds the event streams.
+        chain: is asked about each request; ``None``: nobody is.
         reader_timeout: seconds after which a reader of events that reads nothing is cut off.
         heartbeat: seconds without an event after which a reader of our own stream is told how far it is.
     """
     listening: list[str] = []
     streams, output = EventStreams(events, timeout=reader_timeout), OutputHandlers(manager)
     native = NativeEvents(events, manager, timeout=reader_timeout, heartbeat=heartbeat)
+    capabilities = DirectoryHandlers(directory, timeout=reader_timeout, heartbeat=heartbeat)
     measured = Metrics(manager, events, {"engine": streams, "native": native}, version=system.version)
     routes = [
         *PluginHandlers(manager).routes(),
         *SystemHandlers(manager, system, listening=listening, event_streams=(streams, native)).routes(),
         *NativeHandlers(manager).routes(),
         *LeaseHandlers(manager).routes(),
+        *capabilities.routes(),
+        *VolumeHandlers(Volumes(directory, manager)).routes(),
         *output.routes(),
         Route("GET", "/events", streams.serve),
         Route("GET", "/pluginsvc/v1/events", native.serve, versioned=False),
         Route("GET", "/metrics", measured.serve, versioned=False),
     ]
     router = Router(routes, options=nothing, unsupported=(_CHANGES_ELSEWHERE, unsupported))
-    return Api(make_edge(router, f"Docker/{system.engine_version} (linux)"), streams, native, output, listening)
+    edge = make_edge(router, f"Docker/{system.engine_version} (linux)", chain or Chain(directory))
+    return Api(edge, streams, native, capabilities, output, listening)
 
 
 class _Forward(logging.Handler):
@@ -165,11 +180,11 @@ async def serve(
             # a socket that is bound while we are cancelled must not get lost
             with anyio.CancelScope(shield=True):
                 bound.append(await anyio.to_thread.run_sync(bind, listener))
-        app.listening[:] = [each.address for each in bound]
+        app.listening[:] = [each.address for each in bound if each.tls is None]
         await runner.setup()
         for each in bound:
-            await web.SockSite(runner, each.socket, backlog=BACKLOG).start()
-        yield list(app.listening)
+            await web.SockSite(runner, each.socket, backlog=BACKLOG, ssl_context=each.tls).start()
+        yield [each.address for each in bound]
     finally:
         with anyio.CancelScope(shield=True):
             try:
@@ -177,6 +192,7 @@ async def serve(
                     await site.stop()
                 app.streams.close()
                 app.native.close()
+                app.capabilities.close()
                 app.output.close()
                 async with anyio.create_task_group() as group:
                     if hurry is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import msgspec
@@ -27,12 +27,16 @@ MAX_JSON = 1024 * 1024
 JSON_TIMEOUT = 60.0
 """Seconds a client may take to send a JSON body."""
 
+BODY = web.RequestKey("body", bytes)
+"""The whole body, where it was read before its handler asked for it."""
+
 _SCAN_LIMIT = 64 * 1024
 _IDLE = 300.0
 _WORD = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _MEDIA_TYPE = re.compile(rf"({_WORD})(/({_WORD})?)?")
 _MEDIA_PARAMETERS = re.compile(rf'(?:;\s*{_WORD}\s*=\s*(?:{_WORD}|"(?:[^"\\]|\\.)*")\s*)*;?\s*')
 _WHITE_SPACE = b" \t\r\n"
+B = TypeVar("B")
 
 
 class InvalidBody(InvalidParameter):
@@ -53,6 +57,9 @@ async def chunks(request: web.BaseRequest) -> AsyncIterator[bytes]:
         ClientGone: the connection broke off; never mistaken for the end.
         InvalidBody: the framing is broken, or nothing comes for ``_IDLE`` seconds.
     """
+    if BODY in request:
+        yield request[BODY]
+        return
     try:
         await _ask_for_body(request)
         while True:
@@ -88,15 +95,49 @@ async def read_json(request: web.BaseRequest) -> Any:
     if not request.body_exists:
         return None
     _check_content_type(request.headers.get("Content-Type", ""))
+    body = await gather(request, MAX_JSON)
+    if len(body) > MAX_JSON:
+        raise InvalidBody(f"the JSON body is larger than the {MAX_JSON} bytes that are accepted: send less")
+    return decode_json(body)
+
+
+async def gather(request: web.BaseRequest, most: int) -> bytes:
+    """Read a body of JSON whole, or more than ``most`` bytes of one that is larger.
+
+    Raises:
+        InvalidBody: broken or too slow.
+        ClientGone: the connection broke off.
+    """
     body = bytearray()
     with anyio.move_on_after(JSON_TIMEOUT) as limit:
         async for chunk in chunks(request):
             body += chunk
-            if len(body) > MAX_JSON:
-                raise InvalidBody(f"the JSON body is larger than the {MAX_JSON} bytes that are accepted: send less")
+            if len(body) > most:
+                break
     if limit.cancelled_caught:
         raise InvalidBody(f"the JSON body did not arrive within {JSON_TIMEOUT:.0f} seconds: send it again")
-    return decode_json(bytes(body))
+    return bytes(body)
+
+
+async def read_as(request: web.BaseRequest, kind: type[B]) -> B:
+    """Read the JSON body of a request to our own API, which has to be a ``kind``.
+
+    Raises:
+        InvalidBody: it is not; see ``read_json`` too.
+    """
+    try:
+        return msgspec.convert(await read_json(request), kind)
+    except msgspec.ValidationError as exc:
+        raise InvalidBody(f"invalid body: {exc}") from exc
+
+
+def is_json(request: web.BaseRequest) -> bool:
+    """Tell whether ``read_json`` takes the body for JSON."""
+    try:
+        _check_content_type(request.headers.get("Content-Type", ""))
+    except InvalidBody:
+        return False
+    return True
 
 
 def _check_content_type(text: str) -> None:

@@ -94,48 +94,35 @@ class Form:
         return line
 
 
-class Outlet:
-    """What one reader is sent.
+class Pipe:
+    """The way to one reader.
 
     Args:
-        request: the reader's; its answer is prepared before the first ``write``.
-        form: of the events.
+        request: the reader's; its answer is prepared before the first write.
         timeout: seconds for which the reader may leave what it was sent unread.
 
     Raises:
         ConnectionResetError: it is gone already.
     """
 
-    __slots__ = ("_chunked", "_form", "_request", "_timeout", "_transport")
+    __slots__ = ("_chunked", "_request", "_timeout", "_transport")
 
-    def __init__(self, request: web.BaseRequest, form: Form, *, timeout: float) -> None:
+    def __init__(self, request: web.BaseRequest, *, timeout: float) -> None:
         transport = request.transport
         if transport is None:
             raise ConnectionResetError("the client went away")
-        self._request, self._transport, self._form, self._timeout = request, transport, form, timeout
+        self._request, self._transport, self._timeout = request, transport, timeout
         self._chunked = request.version >= HttpVersion11
 
-    def direct(self, events: Sequence[Event]) -> bool:
-        """Write events unless the client has too much unread (asyncio's high-water mark); tell whether it did."""
-        if self._request.protocol.writing_paused or self._transport.is_closing():
-            return False
-        self._transport.write(self._form.of(events, chunked=self._chunked))
-        return True
-
-    async def write(self, event: Event) -> None:
-        """Write an event, then wait until the client has read enough of what it was sent.
-
-        Raises:
-            ConnectionResetError: it is gone, or has read nothing for so long that it is cut off.
-        """
-        await self._send(self._form.of((event,), chunked=self._chunked))
-
     async def write_raw(self, data: bytes, *, framed: bytes | None = None) -> None:
-        """Write what is no event in the same way.
+        """Write, then wait until the client has read enough of what it was sent.
 
         Args:
             data: not empty.
             framed: ``data`` as a chunk, where many readers are to share what they have not read yet.
+
+        Raises:
+            ConnectionResetError: it is gone, or has read nothing for so long that it is cut off.
         """
         await self._send((framed or chunk(data)) if self._chunked else data)
 
@@ -162,6 +149,32 @@ class Outlet:
         _log.warning("events.reader_dropped", path=self._request.path, seconds=self._timeout)
         self._transport.abort()
         raise ConnectionResetError("the client read nothing")
+
+
+class Outlet(Pipe):
+    """What one reader of events is sent; see ``Pipe``.
+
+    Args:
+        request, timeout: as there.
+        form: of the events.
+    """
+
+    __slots__ = ("_form",)
+
+    def __init__(self, request: web.BaseRequest, form: Form, *, timeout: float) -> None:
+        super().__init__(request, timeout=timeout)
+        self._form = form
+
+    def direct(self, events: Sequence[Event]) -> bool:
+        """Write events unless the client has too much unread (asyncio's high-water mark); tell whether it did."""
+        if self._request.protocol.writing_paused or self._transport.is_closing():
+            return False
+        self._transport.write(self._form.of(events, chunked=self._chunked))
+        return True
+
+    async def write(self, event: Event) -> None:
+        """Write an event as ``write_raw`` writes bytes."""
+        await self._send(self._form.of((event,), chunked=self._chunked))
 
 
 def chunk(data: bytes) -> bytes:

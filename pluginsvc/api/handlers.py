@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -22,6 +22,8 @@ from pluginsvc.model.options import Options
 from pluginsvc.model.output import Form, Top, Wanted
 from pluginsvc.model.privilege import Privilege
 from pluginsvc.model.reference import Reference
+
+T = TypeVar("T")
 
 
 class Collected(Protocol):
@@ -162,6 +164,10 @@ class Manager(Protocol):
 
     async def release(self, name: str, *, holder: str, purpose: str | None, everything: bool) -> int:
         """Give back one lease, or all, and return how many are left."""
+        ...
+
+    async def finish(self, name: str, key: Hashable, work: Callable[[], Awaitable[T]]) -> T:
+        """Run a change that a plugin makes, one at a time for a key; once begun it goes on without its caller."""
         ...
 
     async def mounts(self) -> Sequence[msgspec.Struct]:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import msgspec
 from aiohttp import web
 
-from pluginsvc.api.bodies import InvalidBody, read_json
+from pluginsvc.api.bodies import read_as
 from pluginsvc.api.handlers import Manager
 from pluginsvc.api.replies import json_reply
 from pluginsvc.api.routing import Route
 
 _TEN_YEARS = 10 * 366 * 86_400
-B = TypeVar("B")
 
 
 class _Acquire(msgspec.Struct, rename="pascal", forbid_unknown_fields=True):
@@ -50,7 +49,7 @@ class LeaseHandlers:
 
     async def acquire(self, request: web.BaseRequest, name: str) -> web.Response:
         """Take a lease on an enabled plugin."""
-        body = await _read(request, _Acquire)
+        body = await read_as(request, _Acquire)
         lease = await self._manager.acquire(
             name, holder=body.holder, purpose=body.purpose, seconds=body.seconds, capability=body.capability
         )
@@ -58,17 +57,10 @@ class LeaseHandlers:
 
     async def release(self, request: web.BaseRequest, name: str) -> web.Response:
         """Give back a lease, or all; nothing to give back is fine."""
-        body = await _read(request, _Release)
+        body = await read_as(request, _Release)
         left = await self._manager.release(name, holder=body.holder, purpose=body.purpose, everything=body.everything)
         return json_reply({"Count": left})
 
     async def mounts(self, _request: web.BaseRequest, _name: str) -> web.Response:
         """Show what is mounted for plugins, and what should not be any more."""
         return json_reply(await self._manager.mounts())
-
-
-async def _read(request: web.BaseRequest, kind: type[B]) -> B:
-    try:
-        return msgspec.convert(await read_json(request), kind)
-    except msgspec.ValidationError as exc:
-        raise InvalidBody(f"invalid body: {exc}") from exc

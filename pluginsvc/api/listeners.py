@@ -1,4 +1,4 @@
-"""Sockets to listen on: unix paths, loopback TCP, descriptors that systemd hands over.
+"""Sockets to listen on: unix paths, loopback TCP with or without TLS, descriptors that systemd hands over.
 
 The functions block; ``bind`` is called in a thread.
 """
@@ -9,6 +9,7 @@ import grp
 import ipaddress
 import os
 import socket
+import ssl
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from pluginsvc.errors import Internal
 
 BACKLOG = 1024
 _PROBE_TIMEOUT = 2.0
-_NO_LOGIN = "and only loopback is offered over TCP, since there is no login"
+_LOCAL = "and only loopback is offered over TCP: the API gives root on this host"
 
 
 class CannotListen(Internal):
@@ -46,17 +47,68 @@ class UnixListener:
         return f"unix://{self.path}"
 
 
+class InvalidTls(Internal):
+    """A file that TLS needs cannot be used."""
+
+    def __init__(self, file: str, reason: str) -> None:
+        self.file, self.reason = file, reason
+        super().__init__(f"cannot speak TLS: {file}: {reason}")
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """What TLS is spoken with, as files in PEM.
+
+    Attributes:
+        ca: the authorities that vouch for clients.
+        cert: our certificate, with those between it and its authority.
+        key: its key, without a password.
+    """
+
+    ca: Path
+    cert: Path
+    key: Path
+
+    def context(self) -> ssl.SSLContext:
+        """Read them. Blocks.
+
+        Raises:
+            InvalidTls: one cannot be used.
+        """
+        for path in (self.ca, self.cert, self.key):
+            try:
+                path.read_bytes()
+            except OSError as exc:
+                raise InvalidTls(str(path), f"it cannot be read: {exc.strerror}") from exc
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.verify_mode = ssl.CERT_REQUIRED
+        try:
+            context.load_verify_locations(cafile=self.ca)
+        except ssl.SSLError as exc:
+            raise InvalidTls(str(self.ca), f"there is no certificate in it: {exc.reason}") from exc
+        try:
+            # without a password OpenSSL would ask for one on the terminal
+            context.load_cert_chain(self.cert, self.key, password="")
+        except ssl.SSLError as exc:
+            reason = f"they are no certificate with its key, or the key has a password: {exc.reason}"
+            raise InvalidTls(f"{self.cert} with {self.key}", reason) from exc
+        return context
+
+
 @dataclass(frozen=True, slots=True)
 class TcpListener:
-    """A port on loopback; there is no authentication, so nothing else is offered.
+    """A port on loopback; it is as good as root, so nothing else is offered.
 
     Attributes:
         host: ``localhost`` or a loopback address.
         port: 0 takes a free one.
+        tls: how TLS is spoken, if it is; then clients need a certificate.
     """
 
     host: str
     port: int
+    tls: TlsFiles | None = None
 
     def __str__(self) -> str:
         return f"tcp://[{self.host}]:{self.port}" if ":" in self.host else f"tcp://{self.host}:{self.port}"
@@ -68,9 +120,11 @@ class FdListener:
 
     Attributes:
         fd: its descriptor.
+        tls: see ``TcpListener``; of no matter where it is a unix socket.
     """
 
     fd: int
+    tls: TlsFiles | None = None
 
     def __str__(self) -> str:
         return f"fd://{self.fd}"
@@ -88,12 +142,14 @@ class Bound:
         address: as a URI, with the port it really got.
         path: the socket file that is ours to remove.
         inode: device and inode of that file.
+        tls: with which TLS is spoken; None: it is not.
     """
 
     socket: socket.socket
     address: str
     path: Path | None = None
     inode: tuple[int, int] = (0, 0)
+    tls: ssl.SSLContext | None = None
 
     def remove(self) -> None:
         """Close the socket and remove its file, unless another has taken its place."""
@@ -182,15 +238,18 @@ def _bind_tcp(listener: TcpListener) -> Bound:
     except OSError as exc:
         raise CannotListen(str(listener), "give localhost or a loopback address such as 127.0.0.1") from exc
     if address[:1] != b"\x7f" and address != b"\0" * 15 + b"\1":
-        raise CannotListen(str(listener), f"it is not this machine alone, {_NO_LOGIN}")
+        raise CannotListen(str(listener), f"it is not this machine alone, {_LOCAL}")
+    tls = listener.tls.context() if listener.tls else None
     sock = socket.create_server((host, listener.port), family=family, backlog=BACKLOG)
-    return Bound(sock, str(TcpListener(host, sock.getsockname()[1])))
+    return Bound(sock, str(TcpListener(host, sock.getsockname()[1])), tls=tls)
 
 
 def _adopt(listener: FdListener) -> Bound:
     sock = socket.socket(fileno=listener.fd)
     try:
-        return Bound(sock, _adopted_address(listener, sock))
+        address = _adopted_address(listener, sock)
+        tls = listener.tls.context() if listener.tls and address.startswith("tcp:") else None
+        return Bound(sock, address, tls=tls)
     except BaseException:
         sock.close()
         raise
@@ -204,7 +263,7 @@ def _adopted_address(listener: FdListener, sock: socket.socket) -> str:
     if not isinstance(name, tuple):
         return f"unix://{name}" if name else str(listener)
     if not ipaddress.ip_address(name[0]).is_loopback:
-        raise CannotListen(str(listener), f"it is open to {name[0]}, {_NO_LOGIN}")
+        raise CannotListen(str(listener), f"it is open to {name[0]}, {_LOCAL}")
     return str(TcpListener(name[0], name[1]))
 
 

@@ -21,9 +21,11 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import RawRequestMessage
 
 from pluginsvc import log
+from pluginsvc.api.guard import authorize
 from pluginsvc.api.params import API_VERSIONS, MAX_API_VERSION, MIN_API_VERSION, clean_path, version_key
 from pluginsvc.api.replies import CONTEXT, Context, describe, empty, error_reply, log_crash
 from pluginsvc.api.routing import Route, Router
+from pluginsvc.directory.authz import Chain
 from pluginsvc.errors import Forbidden, InvalidParameter, NotFound
 
 Edge = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -52,14 +54,15 @@ class ForeignRequest(Forbidden):
     """A request over TCP that a web page may have sent."""
 
 
-def make_edge(router: Router, server: str) -> Edge:
+def make_edge(router: Router, server: str, chain: Chain) -> Edge:
     """Return what answers every request.
 
     Args:
         router: the routes.
         server: the ``Server`` header.
+        chain: is asked about every request that has a route.
     """
-    dispatch = _make_dispatch(router, server)
+    dispatch = _make_dispatch(router, server, chain)
 
     async def edge(request: web.BaseRequest) -> web.StreamResponse:
         started = time.perf_counter()
@@ -136,8 +139,10 @@ def request_factory(
     return ApiRequest(message, payload, protocol, writer, task, asyncio.get_running_loop())
 
 
-def _make_dispatch(router: Router, server: str) -> Callable[[web.BaseRequest, Context], Awaitable[web.StreamResponse]]:
-    """Return what guards, finds the route, negotiates the version and calls the handler."""
+def _make_dispatch(
+    router: Router, server: str, chain: Chain
+) -> Callable[[web.BaseRequest, Context], Awaitable[web.StreamResponse]]:
+    """Return what guards, finds the route, has the request judged, negotiates the version and calls the handler."""
     always = {"Api-Version": MAX_API_VERSION, "Ostype": "linux", "Server": server}
     # nearly all requests are for one of these: they need neither be taken apart nor looked at again
     known = router.literals(API_VERSIONS)
@@ -154,6 +159,9 @@ def _make_dispatch(router: Router, server: str) -> Callable[[web.BaseRequest, Co
             if match is None:
                 raise PageNotFound
         context.version = match.version
+        # before all that depends on the request (REF 1.1): who is refused learns nothing else
+        if chain.rules.plugins:
+            await authorize(chain, request, match.route)
         context.headers.update(always)
         _negotiate(match.version)
         context.headers["Docker-Experimental"] = "false"

@@ -51,7 +51,7 @@ class UnsupportedByDaemon(NotImplementedHere):
 
 @dataclass(slots=True, kw_only=True)
 class SystemFacts:
-    """What the daemon tells of itself; a reload of its configuration changes ``insecure``, ``mirrors``, ``debug``.
+    """What the daemon tells of itself; a reload changes ``insecure``, ``mirrors``, ``debug`` and ``authorization``.
 
     Attributes:
         id: stable over restarts.
@@ -65,6 +65,7 @@ class SystemFacts:
         mirrors: configured mirrors of docker.io, as URLs.
         debug: whether it logs at debug level.
         live_restore: whether plugins go on when it stops.
+        authorization: configured plugins that guard the API.
     """
 
     id: str
@@ -78,6 +79,7 @@ class SystemFacts:
     mirrors: Sequence[str] = ()
     debug: bool = False
     live_restore: bool = True
+    authorization: Sequence[str] = ()
 
     @property
     def engine_version(self) -> str:
@@ -154,7 +156,7 @@ class SystemHandlers:
                 "NEventsListener": sum(map(len, self._event_streams)),
                 "NGoroutines": len(asyncio.all_tasks()),
                 "Plugins": {
-                    "Authorization": [],
+                    "Authorization": list(facts.authorization),
                     "Log": ["json-file"],
                     "Network": sorted(self._manager.enabled_network_drivers()),
                     "Volume": [],

@@ -1,4 +1,4 @@
-"""Answers of the API that only ``pluginctl`` reads, and how they read as a line."""
+"""Answers of the API that only its clients read, and how they read as a line."""
 
 from __future__ import annotations
 
@@ -32,6 +32,35 @@ class Summary(msgspec.Struct, rename="pascal"):
     name: str
     desired: str
     state: str
+
+
+class Offer(msgspec.Struct, frozen=True, rename="pascal"):
+    """A line of ``GET /pluginsvc/v1/capabilities``: what is provided, and the names of the plugins that do."""
+
+    capability: str
+    plugins: list[str]
+
+
+class Provider(msgspec.Struct, frozen=True, rename="pascal", omit_defaults=True):
+    """A plugin, as those find it who want what it provides.
+
+    Attributes:
+        name: familiar local name with tag; of a legacy plugin its only name.
+        id: 64 hex digits; empty for a legacy plugin.
+        kind: ``managed`` or ``legacy``.
+        state: what it does.
+        address: where it is called.
+        capabilities: what it provides, each ``prefix.name/version``.
+        run: tells its starts apart, also over those of the daemon; empty where the daemon does not say.
+    """
+
+    name: str
+    id: str = msgspec.field(name="ID")
+    kind: str
+    state: str
+    address: str
+    capabilities: list[str]
+    run: str = ""
 
 
 class Version(msgspec.Struct, rename="pascal"):

@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import msgspec
 
@@ -42,14 +42,6 @@ class InvalidHost(InvalidParameter):
     def __init__(self, host: str) -> None:
         self.host = host
         super().__init__(f"{host!r} is neither unix:///PATH nor tcp://HOST:PORT")
-
-
-class InvalidName(InvalidParameter):
-    """No plugin can have this name, and in a path it would mean something else."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        super().__init__(f"invalid plugin name or ID {name!r}: no part between slashes may be empty, '.' or '..'")
 
 
 class DaemonUnreachable(Unavailable):
@@ -93,7 +85,7 @@ class Connection:
 
     def __init__(self, host: str) -> None:
         self.host = host
-        self._address = _parse_host(host)
+        self._address = parse_host(host)
 
     def call(self, method: str, path: str, query: _Query = None, *, json: object = None) -> bytes:
         """Return the whole body of an answer; ``json`` is the body of the request, unless it is ``None``."""
@@ -185,34 +177,18 @@ class Connection:
                         chunks.end()
                 response = wire.getresponse()
                 if response.status >= 300:
-                    raise _refusal(response.status, response.read())
+                    raise refusal(response.status, response.read())
                 yield response
             except (OSError, http.client.HTTPException) as exc:
                 raise AnswerLost(self.host, exc) from exc
 
 
-def plugin_path(name: str, what: str = "") -> str:
-    """Return the path of an endpoint of a plugin.
-
-    Args:
-        name: name, ID or prefix of one, as typed.
-        what: last part of the path; empty for the plugin itself.
+def parse_host(host: str) -> str | tuple[str, int]:
+    """Return the path of a unix socket, or host and port.
 
     Raises:
-        InvalidName: the daemon would read another path out of it.
+        InvalidHost: it is neither.
     """
-    if not {"", ".", ".."}.isdisjoint(name.split("/")):
-        raise InvalidName(name)
-    return f"/plugins/{quote(name, safe='/:@')}" + (f"/{what}" if what else "")
-
-
-def native_path(name: str, what: str) -> str:
-    """Return the path of what our own API offers for a plugin; see ``plugin_path``."""
-    return f"/pluginsvc/v1{plugin_path(name, what)}"
-
-
-def _parse_host(host: str) -> str | tuple[str, int]:
-    """Return the path of a unix socket, or host and port."""
     with suppress(ValueError):
         url = urlsplit(host)
         if url.scheme == "unix" and not url.netloc and url.path.startswith("/"):
@@ -281,7 +257,7 @@ class _Chunks(io.RawIOBase):
         self._held.clear()
 
 
-def _refusal(status: int, body: bytes) -> PluginsvcError:
+def refusal(status: int, body: bytes) -> PluginsvcError:
     """Return the daemon's error: only its kind and its text travel, so the kind itself is all there is to raise."""
     try:
         message = msgspec.json.decode(body, type=dict[str, str])["message"]

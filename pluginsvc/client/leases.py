@@ -7,8 +7,9 @@ import datetime as dt
 import msgspec
 import rich_click as click
 
-from pluginsvc.client.connection import Connection, native_path
+from pluginsvc.client.connection import Connection
 from pluginsvc.client.output import say, table
+from pluginsvc.client.paths import native_path
 from pluginsvc.model.lease import PluginLease
 
 _daemon = click.make_pass_decorator(Connection)

@@ -12,8 +12,9 @@ from typing import IO, NamedTuple
 
 import rich_click as click
 
-from pluginsvc.client.connection import AnswerLost, Connection, native_path, plugin_path
+from pluginsvc.client.connection import AnswerLost, Connection
 from pluginsvc.client.output import complain, harmless, table
+from pluginsvc.client.paths import native_path, plugin_path
 from pluginsvc.client.when import timestamp
 from pluginsvc.errors import NotFound, Unavailable
 from pluginsvc.model.output import Top

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import rich_click as click
+
+from pluginsvc.client.connection import DaemonUnreachable
+from pluginsvc.errors import PluginsvcError
 
 _UNLIMITED = 100_000
 """Width in cells of what is no terminal: programs want whole lines."""
@@ -31,6 +34,20 @@ def say(text: str) -> None:
 def complain(error: Exception) -> None:
     """Print a line to standard error."""
     click.echo(f"pluginctl: {harmless(str(error))}", err=True)
+
+
+def for_each(names: Iterable[str], do: Callable[[str], None]) -> bool:
+    """Do something to each, complain about those that fail and tell whether any did."""
+    failed = False
+    for name in names:
+        try:
+            do(name)
+        except DaemonUnreachable:
+            raise
+        except PluginsvcError as exc:
+            complain(exc)
+            failed = True
+    return failed
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

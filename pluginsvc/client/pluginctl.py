@@ -6,7 +6,6 @@ Exit status: 0 done, 1 the daemon refused or is not there, 2 the command line is
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +14,16 @@ import rich_click as click
 
 from pluginsvc.client import archive
 from pluginsvc.client.answers import Collected, Disk, Summary, Version, progress_text
-from pluginsvc.client.connection import (
-    DEFAULT_HOST,
-    Connection,
-    DaemonUnreachable,
-    InvalidHost,
-    InvalidName,
-    native_path,
-    plugin_path,
-)
+from pluginsvc.client.capabilities import capabilities
+from pluginsvc.client.connection import DEFAULT_HOST, Connection, InvalidHost
 from pluginsvc.client.events import events
 from pluginsvc.client.filters import filter_option
 from pluginsvc.client.leases import acquire, leases, mounts, release
 from pluginsvc.client.logs import logs, top
-from pluginsvc.client.output import complain, say, size, table
+from pluginsvc.client.output import complain, for_each, say, size, table
+from pluginsvc.client.paths import InvalidName, native_path, plugin_path
 from pluginsvc.client.update import update
+from pluginsvc.client.volumes import volume
 from pluginsvc.client.when import InvalidTime
 from pluginsvc.errors import PluginsvcError
 from pluginsvc.model.plugin import Plugin
@@ -107,7 +101,7 @@ def inspect(daemon: Connection, names: tuple[str, ...], form: str | None) -> Non
         plugin["Status"] = msgspec.Raw(daemon.call("GET", native_path(name, "json")).strip())
         found.append(msgspec.Raw(_JSON.encode(plugin)))
 
-    failed = _for_each(names, inspect_one)
+    failed = for_each(names, inspect_one)
     if form == "json":
         for each in found:
             _print_json(each)
@@ -137,7 +131,7 @@ def disable(daemon: Connection, name: str, *, force: bool) -> None:
     say(name)
 
 
-for elsewhere in (update, events, logs, top, leases, acquire, release, mounts):
+for elsewhere in (update, events, logs, top, leases, acquire, release, mounts, capabilities, volume):
     main.add_command(elsewhere)
 
 
@@ -161,7 +155,7 @@ def remove(daemon: Connection, names: tuple[str, ...], *, force: bool) -> None:
         daemon.call("DELETE", plugin_path(name), {"force": "1"} if force else None)
         say(name)
 
-    if _for_each(names, remove_one):
+    if for_each(names, remove_one):
         sys.exit(1)
 
 
@@ -239,20 +233,6 @@ def version(daemon: Connection, form: str | None) -> None:
 def _collect(daemon: Connection, *, dry_run: bool) -> Collected:
     body = daemon.call("POST", "/pluginsvc/v1/gc", {"dry-run": "1"} if dry_run else None)
     return daemon.decoded(body, Collected)
-
-
-def _for_each(names: Iterable[str], do: Callable[[str], None]) -> bool:
-    """Do something to each, complain about those that fail and tell whether any did."""
-    failed = False
-    for name in names:
-        try:
-            do(name)
-        except DaemonUnreachable:
-            raise
-        except PluginsvcError as exc:
-            complain(exc)
-            failed = True
-    return failed
 
 
 def _print_json(document: object) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import msgspec
 import rich_click as click
 
-from pluginsvc.client.connection import Connection, native_path
+from pluginsvc.client.connection import Connection
 from pluginsvc.client.output import say
+from pluginsvc.client.paths import native_path
 from pluginsvc.model.options import Options
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}

@@ -68,7 +68,7 @@ class Provider:
         enabled: whether it is wished to run; a legacy plugin always is.
         state: what it does, see ``model.lifecycle``; ``legacy`` for one that we do not run.
         up: whether it listens, as far as is known.
-        run: which start of it this is, as seen since the daemon started.
+        run: tells its starts apart, also over those of the daemon; empty while it is not up.
         client: calls it.
         timeout: seconds for calls to it, as its operator wants it; 0: nothing is wanted.
         scope: translates its paths; ``None``: they are the host's.
@@ -81,7 +81,7 @@ class Provider:
     enabled: bool
     state: str
     up: bool
-    run: int
+    run: str
     client: Client
     timeout: float = 0.0
     scope: Scope | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +12,8 @@ import anyio
 import anyio.abc
 import structlog
 from anyio import to_thread
+
+from pluginsvc.directory.links import Claim, Trouble, keep, open_directory, target_of
 
 _log = structlog.get_logger()
 _INTERVAL = 60.0
@@ -27,24 +29,34 @@ class Wish(NamedTuple):
         plugin_id: 64 hex digits.
         socket: file name of its socket.
         up: whether it listens; where it does not, a link that is there stays, and none is put.
+        volumes: whether it is a volume plugin.
+        mount: its propagated mount, as it calls it; empty: it has none.
     """
 
     name: str
     plugin_id: str
     socket: str
     up: bool
+    volumes: bool = False
+    mount: str = ""
 
 
-class Trouble(NamedTuple):
-    """What is not as it should be.
+class Link(NamedTuple):
+    """A plugin that is published.
 
     Attributes:
-        path: of the link or the directory.
-        why: and what to do next.
+        alias: what engines call it.
+        path: where they find its socket.
+        volumes: whether it is a volume plugin.
+        plugin_id: 64 hex digits.
+        mount: its propagated mount, as it calls it; empty: it has none.
     """
 
+    alias: str
     path: str
-    why: str
+    volumes: bool
+    plugin_id: str = ""
+    mount: str = ""
 
 
 def alias(name: str) -> str:
@@ -63,10 +75,17 @@ class Published:
         sockets: RUN/plugins, absolute; links that lead to a socket there are ours, and nothing else is touched.
         directory: where engines look; ``None``: nothing is published.
         wished: gives the enabled plugins, in the order in which they may claim an alias that several have.
+        files: each brings files that tell engines of the links up to date with those there are, in a thread.
     """
 
-    def __init__(self, sockets: Path, directory: Path | None, wished: Callable[[], list[Wish]]) -> None:
-        self._sockets, self._directory, self._wished = sockets, directory, wished
+    def __init__(
+        self,
+        sockets: Path,
+        directory: Path | None,
+        wished: Callable[[], list[Wish]],
+        files: Iterable[Callable[[list[Link]], Iterable[Trouble]]] = (),
+    ) -> None:
+        self._sockets, self._directory, self._wished, self._files = sockets, directory, wished, tuple(files)
         self._wanted = anyio.Event()
         self._working = anyio.Lock()
         self._told = frozenset[Trouble]()
@@ -99,13 +118,22 @@ class Published:
             return
         async with self._working:
             try:
-                troubles = await to_thread.run_sync(reconcile, self._sockets, self._directory, self._wished())
+                troubles = await to_thread.run_sync(self._settle, self._directory, self._wished())
             except Exception:  # noqa: BLE001 - no plugin, and no daemon, is to end for want of a link or a thread
                 _log.exception("published.failed", directory=str(self._directory))
                 return
             for trouble in sorted(troubles - self._told):
                 _log.warning("published.trouble", path=trouble.path, why=trouble.why)
             self._told = troubles
+
+    def _settle(self, directory: Path, wishes: list[Wish]) -> frozenset[Trouble]:
+        # what an engine reads is true at any time: told of a link after it came, and not any more before it goes
+        self._tell(directory, wishes)
+        return reconcile(self._sockets, directory, wishes) | self._tell(directory, wishes)
+
+    def _tell(self, directory: Path, wishes: list[Wish]) -> frozenset[Trouble]:
+        links = linked(self._sockets, directory, wishes)
+        return frozenset(trouble for file in self._files for trouble in file(links))
 
     async def withdraw(self) -> None:
         """Take all links away, for good: the plugins are being stopped."""
@@ -126,13 +154,18 @@ def reconcile(sockets: Path, directory: Path, wishes: Iterable[Wish]) -> frozens
     Returns:
         What could not be done.
     """
-    wanted = {f"{sockets}/{wish.plugin_id}/{wish.socket}": wish for wish in wishes}
+    claims = [
+        Claim(f"{alias(wish.name)}.sock", f"{sockets}/{wish.plugin_id}/{wish.socket}", wish.name, put=wish.up)
+        for wish in wishes
+    ]
+    ours = re.compile(rf"{re.escape(str(sockets))}/[0-9a-f]{{64}}/[^/]+")
+    advice = "install one of them with another --alias"
     try:
-        folder = _open(directory, make=any(wish.up for wish in wanted.values()))
+        folder = open_directory(directory, make=any(claim.put for claim in claims))
         if folder is None:
             return frozenset()
         try:
-            troubles = _reconcile(folder, sockets, wanted)
+            troubles = keep(folder, claims, ours=ours, suffix=".sock", advice=advice)
             return frozenset(Trouble(str(directory / name), why) for name, why in troubles)
         finally:
             os.close(folder)
@@ -141,74 +174,17 @@ def reconcile(sockets: Path, directory: Path, wishes: Iterable[Wish]) -> frozens
         return frozenset([Trouble(str(directory), why)])
 
 
-def _reconcile(folder: int, sockets: Path, wanted: dict[str, Wish]) -> Iterator[tuple[str, str]]:
-    """Do it in an open directory, for plugins by their sockets; yield which name is not as it should be, and why."""
-    held = _held(folder, sockets)
-    chosen: dict[str, str] = {}
-    for target, wish in wanted.items():
-        name = f"{alias(wish.name)}.sock"
-        if held.get(name) == target:
-            chosen[name] = target
-        else:
-            chosen.setdefault(name, target)
-    for name, target in held.items():
-        # looked at once more: it may have been replaced by what is not ours
-        if chosen.get(name) != target and _target(folder, name) == target:
-            try:
-                os.unlink(name, dir_fd=folder)
-            except OSError as exc:
-                yield name, f"it leads to no plugin any more, and cannot be deleted: {exc.strerror}"
-    for target, wish in wanted.items():
-        name = f"{alias(wish.name)}.sock"
-        if not wish.up or held.get(name) == target:
-            continue
-        if chosen[name] == target:
-            reason = _put(folder, name, target)
-        else:
-            reason = f"{wanted[chosen[name]].name} has that name; install one of them with another --alias"
-        if reason:
-            yield name, f"plugin {wish.name} is not published: {reason}; its own socket is {target}"
+def linked(sockets: Path, directory: Path, wishes: Iterable[Wish]) -> list[Link]:
+    """Return those that have their link in a directory, up or not. Blocks.
 
-
-def _put(folder: int, name: str, target: str) -> str:
-    """Put a link where nothing is; return why that cannot be, or nothing."""
-    try:
-        os.symlink(target, name, dir_fd=folder)
-    except FileExistsError:
-        return "what is there is not ours, move it away"
-    except OSError as exc:
-        return str(exc.strerror)
-    return ""
-
-
-def _held(folder: int, sockets: Path) -> dict[str, str]:
-    """Return our links in a directory: name → where it leads."""
-    ours = re.compile(rf"{re.escape(str(sockets))}/[0-9a-f]{{64}}/[^/]+")
-    targets = {name: _target(folder, name) for name in os.listdir(folder) if name.endswith(".sock")}
-    return {name: target for name, target in targets.items() if ours.fullmatch(target)}
-
-
-def _target(folder: int, name: str) -> str:
-    try:
-        return os.readlink(name, dir_fd=folder)
-    except OSError:
-        # no link, or gone
-        return ""
-
-
-def _open(directory: Path, *, make: bool) -> int | None:
-    """Open the directory of the links; ``None`` where there is none and none is to be made."""
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-    try:
-        return os.open(directory, flags)
-    except FileNotFoundError:
-        if not make:
-            return None
-    for folder in reversed([directory, *directory.parents]):
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            continue
-        # engines and people pass it; our umask lets nobody in
-        folder.chmod(0o755)
-    return os.open(directory, flags)
+    Args:
+        sockets: RUN/plugins, absolute.
+        directory: of the links.
+        wishes: the enabled plugins.
+    """
+    found = []
+    for wish in wishes:
+        path = f"{directory}/{alias(wish.name)}.sock"
+        if target_of(path) == f"{sockets}/{wish.plugin_id}/{wish.socket}":
+            found.append(Link(alias(wish.name), path, wish.volumes, wish.plugin_id, wish.mount))
+    return found

@@ -69,7 +69,11 @@ class PluginRefused(PluginFault, Internal):
 
 
 class BadAnswer(PluginFault, Internal):
-    """A plugin's answer is no HTTP, no JSON object, too large, or was never finished."""
+    """A plugin's answer is no HTTP, no JSON object, too large, never finished, or no answer to this call."""
+
+    def __init__(self, *, plugin: str, method: str, reason: str) -> None:
+        text = f"{method}: the answer of plugin {plugin} is of no use: {reason}: tell the author of the plugin"
+        super().__init__(text, plugin=plugin, method=method, reason=reason)
 
 
 class _Refusal(msgspec.Struct, frozen=True):
@@ -106,13 +110,16 @@ class Client:
         self._context: ssl.SSLContext | None = None
         self._clock, self._sleep = clock, sleep
 
-    async def call(self, method: str, argument: object = None, *, timeout: float | None = None) -> dict[str, Any]:
+    async def call(
+        self, method: str, argument: object = None, *, timeout: float | None = None, retry_for: float = RETRY_FOR
+    ) -> dict[str, Any]:
         """Call the plugin, again after 1, 2, 4, 8 s if it gave no answer at all.
 
         Args:
             method: ``Service.Method``.
             argument: sent as JSON; nothing is sent for ``None``.
             timeout: seconds for each try; 0 or ``None``: as long as it takes once connected.
+            retry_for: seconds after the first try within which a further one must begin; 0: there is one try.
 
         Returns:
             The answer. An ``Err`` in it is for the caller to look at.
@@ -130,7 +137,7 @@ class Client:
             try:
                 return await self._call(method, body, timeout)
             except PluginUnreachable as exc:
-                if self._clock() - started + wait >= RETRY_FOR:
+                if self._clock() - started + wait >= retry_for:
                     raise
                 _log.info("rpc.retry", plugin=self._name, method=method, wait=wait, error=exc.reason)
             await self._sleep(wait)
@@ -207,8 +214,12 @@ class Client:
         return PluginUntrusted(text, plugin=self._name, method=method, reason=str(exc))
 
     def _bad(self, method: str, reason: str) -> BadAnswer:
-        text = f"{method}: the answer of plugin {self._name} is of no use: {reason}: tell the author of the plugin"
-        return BadAnswer(text, plugin=self._name, method=method, reason=reason)
+        return BadAnswer(plugin=self._name, method=method, reason=reason)
+
+
+def printable(text: str) -> str:
+    """Return what a plugin says on one line, and not too much of it."""
+    return "".join(c if c.isprintable() else " " for c in text[:_MAX_TEXT]).strip()
 
 
 def _text(raw: bytearray, status: int) -> str:
@@ -216,8 +227,7 @@ def _text(raw: bytearray, status: int) -> str:
     text = raw.decode(errors="replace")
     with suppress(msgspec.MsgspecError, ValueError, RecursionError):
         text = msgspec.json.decode(raw, type=_Refusal).err or text
-    shown = "".join(c if c.isprintable() else " " for c in text[:_MAX_TEXT]).strip()
-    return shown or f"HTTP status {status} without a word"
+    return printable(text) or f"HTTP status {status} without a word"
 
 
 def _reason(exc: BaseException) -> str:

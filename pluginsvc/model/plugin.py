@@ -14,7 +14,7 @@ import msgspec
 from pluginsvc.errors import InvalidParameter
 from pluginsvc.model.digest import Digest
 
-_WANTED = re.compile(r"(?:([a-z0-9.-]+)\.)?([a-z0-9_-]+)(?:/([a-z0-9.]+))?")
+_WANTED = re.compile(r"(?:([a-z0-9.-]+)\.)?([a-z0-9_-]+)(?:/([a-z0-9]+(?:\.[a-z0-9]+)*))?")
 
 
 class InvalidCapability(InvalidParameter):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 import secrets
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 import msgspec
 
 from pluginsvc.errors import Conflict, InvalidParameter, NotFound
 from pluginsvc.model.filters import InvalidFilter
-from pluginsvc.model.lifecycle import State, Status
+from pluginsvc.model.lifecycle import UP, State, Status
 from pluginsvc.model.plugin import Plugin, PluginConfig, PluginRecord
 from pluginsvc.model.reference import InvalidReference, Reference
 
@@ -81,6 +81,7 @@ class Inventory:
         self._by_name: dict[str, str] = {}
         self._ruins: dict[str, Entry] = {}
         self._statuses: dict[str, Status] = {}
+        self._watchers: list[Callable[[], None]] = []
         self._reserved: set[str] = set()
         self._listing: bytes | None = None
 
@@ -130,8 +131,16 @@ class Inventory:
         return self._statuses.get(plugin_id, _STOPPED)
 
     def put_status(self, plugin_id: str, status: Status) -> None:
-        """Say what a plugin is doing now."""
+        """Say what a plugin is doing now; its entry is there."""
+        was_up = self.status(plugin_id).state in UP
         self._statuses[plugin_id] = status
+        if was_up != (status.state in UP):
+            for call in self._watchers:
+                call()
+
+    def watch(self, call: Callable[[], None]) -> None:
+        """Have ``call``, which does not wait, called whenever a plugin has come up or gone down."""
+        self._watchers.append(call)
 
     def get(self, plugin_id: str) -> Entry:
         """Return the entry, or the ruin, with this ID as it stands now.

@@ -6,7 +6,7 @@ Each mutation is a job that the manager owns, so that a client who goes away lea
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -91,6 +91,16 @@ class Manager(Overview):
         """Give back leases and return how many are left; waits for no lock, since it always has to work."""
         plugin_id = self._parts.inventory.find(name).record.id
         return await usage.release(self._parts, plugin_id, holder=holder, purpose=purpose, everything=everything)
+
+    async def finish(self, name: str, key: Hashable, work: Callable[[], Awaitable[T]]) -> T:
+        """Run a change that a plugin makes: one at a time for ``key``, and once begun without its caller if need be."""
+
+        async def locked(job: Job) -> T:
+            async with self._locks(key):
+                job.detached = True
+                return await work()
+
+        return await self._jobs.run(name, locked)
 
     # From and to registries
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator
 from typing import cast
 
+from pluginsvc.directory.provider import Provider
 from pluginsvc.errors import Conflict
 from pluginsvc.model.lease import PluginLease
 from pluginsvc.model.lifecycle import UP, State
@@ -14,8 +15,9 @@ from pluginsvc.model.output import Form, Top, Wanted
 from pluginsvc.model.plugin import PluginRecord
 from pluginsvc.plugins import usage
 from pluginsvc.plugins.describe import Description, MountView, Snapshot, Summary
-from pluginsvc.plugins.inventory import PluginNotFound
+from pluginsvc.plugins.inventory import Entry, PluginNotFound
 from pluginsvc.plugins.parts import Parts
+from pluginsvc.plugins.providers import provider
 from pluginsvc.plugins.supervise import Supervisor
 from pluginsvc.runtime.processes import TITLES
 from pluginsvc.state import journal, plugins
@@ -59,6 +61,17 @@ class Overview:
             if entry.record.enabled
             and any(c.prefix == "docker" and c.name == "networkdriver" for c in entry.config.interface.capabilities)
         ]
+
+    def provider(self, name: str) -> Provider:
+        """Return how one plugin is used; see ``Inventory.find`` for what ``name`` may be."""
+        return self._provider(self._parts.inventory.find(name))
+
+    def providers(self) -> list[Provider]:
+        """Return how each plugin is used, by name."""
+        return [self._provider(entry) for entry in self._parts.inventory]
+
+    def _provider(self, entry: Entry) -> Provider:
+        return provider(self._parts, entry, self._supervisor.instance(entry.record.id))
 
     def states(self) -> Counter[State]:
         """Return how many plugins there are in each state."""

@@ -43,7 +43,7 @@ async def memory() -> MemoryManager:
 @pytest.fixture
 async def engine(memory: MemoryManager, tmp_path: Path) -> AsyncIterator[Engine]:
     """Give a daemon without plugins; whoever can give another such daemon may run the same tests on it."""
-    app = make_app(manager=memory, system=FACTS, events=memory.events)
+    app = make_app(manager=memory, directory=memory.directory, system=FACTS, events=memory.events)
     socket = tmp_path / "api.sock"
     async with serve(app, [UnixListener(socket)], grace=2):
         yield Engine(socket, memory.publish)

@@ -80,7 +80,8 @@ async def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
 
     events = EventLog(database, bus, ORIGIN)
     monkeypatch.setattr(events, "follow", followed)
-    app = make_app(manager=MemoryManager(), system=FACTS, events=events)
+    memory = MemoryManager()
+    app = make_app(manager=memory, directory=memory.directory, system=FACTS, events=events)
     async with anyio.create_task_group() as group:
         await group.start(lambda *, task_status: Publisher(database, bus).run(task_status=task_status))
         async with serve(app, [UnixListener(tmp_path / "api.sock")], grace=2):

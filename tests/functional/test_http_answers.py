@@ -72,7 +72,7 @@ async def test_one_after_another(engine: Engine) -> None:
 async def test_a_large_answer_to_a_slow_client(tmp_path: Path) -> None:
     """What does not fit into the buffers arrives whole, and in order with what follows."""
     memory = Large()
-    app = make_app(manager=memory, system=FACTS, events=memory.events)
+    app = make_app(manager=memory, directory=memory.directory, system=FACTS, events=memory.events)
     async with serve(app, [UnixListener(tmp_path / "s")], grace=1):
         request = b"GET /plugins HTTP/1.1\r\nHost: x\r\n\r\n" * 5
         found = await _answers(Engine(tmp_path / "s", memory.publish), request, 5)

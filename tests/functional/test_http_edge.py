@@ -40,7 +40,7 @@ class Broken(MemoryManager):
 
 @asynccontextmanager
 async def _serving(memory: MemoryManager, path: Path) -> AsyncIterator[Engine]:
-    app = make_app(manager=memory, system=FACTS, events=memory.events)
+    app = make_app(manager=memory, directory=memory.directory, system=FACTS, events=memory.events)
     async with serve(app, [UnixListener(path)], grace=1):
         yield Engine(path, memory.publish)
 
@@ -279,7 +279,7 @@ async def test_garbage(engine: Engine) -> None:
 
 async def test_tcp_refuses_web_pages(memory: MemoryManager) -> None:
     """Over TCP an Origin header or a Host that is not loopback is refused; loopback is served, with a warning."""
-    app = make_app(manager=memory, system=FACTS, events=memory.events)
+    app = make_app(manager=memory, directory=memory.directory, system=FACTS, events=memory.events)
     async with serve(app, [TcpListener("127.0.0.1", 0)], grace=1) as (address,):
         base = address.replace("tcp:", "http:")
         async with aiohttp.ClientSession(base) as session:
@@ -310,7 +310,7 @@ async def test_end_of_serving(tmp_path: Path) -> None:
     memory = MemoryManager()
     memory.held = anyio.Event()
     path = tmp_path / "s"
-    app = make_app(manager=memory, system=FACTS, events=memory.events)
+    app = make_app(manager=memory, directory=memory.directory, system=FACTS, events=memory.events)
     remote = await memory.publish("late", CONFIG)
     async with aiohttp.ClientSession("http://x", connector=aiohttp.UnixConnector(str(path))) as session:
         async with serve(app, [UnixListener(path)], grace=5):
@@ -329,7 +329,7 @@ async def test_end_of_serving_has_a_deadline(tmp_path: Path) -> None:
     memory = MemoryManager()
     memory.held = anyio.Event()
     path = tmp_path / "s"
-    app = make_app(manager=memory, system=FACTS, events=memory.events)
+    app = make_app(manager=memory, directory=memory.directory, system=FACTS, events=memory.events)
     remote = await memory.publish("never", CONFIG)
     async with aiohttp.ClientSession("http://x", connector=aiohttp.UnixConnector(str(path))) as session:
         with anyio.fail_after(5):
@@ -343,7 +343,7 @@ async def test_end_of_serving_has_a_deadline(tmp_path: Path) -> None:
 
 async def test_nothing_is_left_when_one_address_is_taken(tmp_path: Path, memory: MemoryManager) -> None:
     """If one of several addresses cannot be had, none is served and no socket stays."""
-    app = make_app(manager=memory, system=FACTS, events=memory.events)
+    app = make_app(manager=memory, directory=memory.directory, system=FACTS, events=memory.events)
     (tmp_path / "b").write_text("")
     with pytest.raises(CannotListen):
         async with serve(app, [UnixListener(tmp_path / "a"), UnixListener(tmp_path / "b")]):

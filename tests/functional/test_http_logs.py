@@ -133,7 +133,7 @@ async def test_end_of_service(memory: MemoryManager, engine: Engine, log: Log, t
     """When the daemon stops, a follower's answer ends in good order, and at once."""
     await engine.call("POST", "/plugins/demo/enable", params={"timeout": "0"})
     log.print("first")
-    app = make_app(manager=memory, system=FACTS, events=memory.events)
+    app = make_app(manager=memory, directory=memory.directory, system=FACTS, events=memory.events)
     connector = aiohttp.UnixConnector(str(tmp_path / "other.sock"))
     async with aiohttp.ClientSession("http://localhost", connector=connector) as session:
         async with serve(app, [UnixListener(tmp_path / "other.sock")], grace=5):
@@ -152,7 +152,7 @@ async def test_stalled_reader_is_given_up(
     """A reader who takes nothing holds up nobody, and after a while its connection is broken."""
     monkeypatch.setattr("pluginsvc.api.logs.WRITE_TIMEOUT", 0.5)
     log.print(*("x" * 1000 for _ in range(8000)))
-    app = make_app(manager=memory, system=FACTS, events=memory.events)
+    app = make_app(manager=memory, directory=memory.directory, system=FACTS, events=memory.events)
     async with serve(app, [UnixListener(tmp_path / "other.sock")], grace=5):
         reader, writer = await asyncio.open_unix_connection(str(tmp_path / "other.sock"), limit=1024)
         try:
@@ -246,7 +246,7 @@ async def test_pluginctl_follows_over_the_end_of_the_daemon(
     words = ["--host", f"unix://{socket}", "logs", "-f", "demo"]
 
     def daemon() -> Any:
-        app = make_app(manager=memory, system=FACTS, events=memory.events)
+        app = make_app(manager=memory, directory=memory.directory, system=FACTS, events=memory.events)
         return serve(app, [UnixListener(socket)], grace=5)
 
     async with daemon():

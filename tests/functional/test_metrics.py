@@ -60,7 +60,7 @@ class House:
 async def house(tmp_path: Path) -> AsyncIterator[House]:
     bus, memory = Bus(), MemoryManager()
     database = await Database.open(tmp_path / "state.db")
-    app = make_app(manager=memory, system=FACTS, events=EventLog(database, bus, ORIGIN))
+    app = make_app(manager=memory, directory=memory.directory, system=FACTS, events=EventLog(database, bus, ORIGIN))
     async with anyio.create_task_group() as group:
         await group.start(lambda *, task_status: Publisher(database, bus).run(task_status=task_status))
         await group.start(lambda *, task_status: consume("metrics", count, database, bus, task_status=task_status))

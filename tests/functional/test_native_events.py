@@ -199,7 +199,14 @@ async def opened(folder: Path, **options: float) -> AsyncIterator[House]:
     bus, manager = Bus(), Records()
     manager.gate.set()
     manager.database = database = await Database.open(folder / "state.db")
-    app = make_app(manager=manager, system=FACTS, events=EventLog(database, bus, ORIGIN), **options)
+    app = make_app(
+        manager=manager,
+        directory=manager.directory,
+        system=FACTS,
+        events=EventLog(database, bus, ORIGIN),
+        chain=None,
+        **options,
+    )
     house = House(database, bus, manager, app, folder / "api.sock")
     try:
         async with anyio.create_task_group() as group:

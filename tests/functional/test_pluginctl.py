@@ -142,7 +142,11 @@ async def test_events_over_the_end_of_the_daemon(memory: MemoryManager, tmp_path
     words = ["-m", "pluginsvc.client.pluginctl", "-H", f"unix://{socket}", "events", "--after", "0", "--format", "json"]
 
     def daemon() -> AbstractAsyncContextManager[list[str]]:
-        return serve(make_app(manager=memory, system=FACTS, events=memory.events), [UnixListener(socket)], grace=5)
+        return serve(
+            make_app(manager=memory, directory=memory.directory, system=FACTS, events=memory.events),
+            [UnixListener(socket)],
+            grace=5,
+        )
 
     def happen(count: int) -> None:
         for _ in range(count):
@@ -176,7 +180,7 @@ async def test_events_that_end_too_early(memory: MemoryManager, tmp_path: Path) 
     """A daemon that stops before the time that was asked for leaves with how to go on, and not as if all were told."""
     socket = tmp_path / "other.sock"
     words = ["events", "--until", str(int(time.time()) + 3600)]
-    app = make_app(manager=memory, system=FACTS, events=memory.events)
+    app = make_app(manager=memory, directory=memory.directory, system=FACTS, events=memory.events)
     memory.events.publish("enable", "0" * 64, "demo")
     found: list[Result] = []
 
@@ -253,7 +257,7 @@ async def test_no_daemon(ctl: Ctl, tmp_path: Path) -> None:
 
 async def test_over_tcp(ctl: Ctl, memory: MemoryManager) -> None:
     """A loopback port serves as well as a socket."""
-    app = make_app(manager=memory, system=FACTS, events=memory.events)
+    app = make_app(manager=memory, directory=memory.directory, system=FACTS, events=memory.events)
     async with serve(app, [TcpListener("127.0.0.1", 0)], grace=2) as addresses:
         assert "1.47" in (await ctl("version", host=addresses[0])).stdout
 

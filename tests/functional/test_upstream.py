@@ -119,7 +119,7 @@ async def test_log_plugins_are_not_listed(engine: Engine) -> None:
 
 async def test_plain_tcp_is_warned_of(memory: MemoryManager) -> None:
     """Who listens on plain TCP is told the address, and that whoever reaches it is as good as root."""
-    app = make_app(manager=memory, system=FACTS, events=memory.events)
+    app = make_app(manager=memory, directory=memory.directory, system=FACTS, events=memory.events)
     async with serve(app, [TcpListener("127.0.0.1", 0)], grace=1) as (address,):
         url = address.replace("tcp:", "http:")
         async with aiohttp.ClientSession(url) as session, session.get("/info") as response:

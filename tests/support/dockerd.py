@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,12 +38,13 @@ class Dockerd:
 
 
 @contextmanager
-def dockerd(root: Path, *, timeout: float = 60.0) -> Iterator[Dockerd]:
+def dockerd(root: Path, *, timeout: float = 60.0, prefix: Sequence[str] = ()) -> Iterator[Dockerd]:
     """Run containerd and dockerd for the length of a `with` block; needs root.
 
     Args:
         root: an empty folder for data, state, sockets and logs; keep its path short, sockets have 107 bytes.
         timeout: seconds until it must answer.
+        prefix: words before those of either, such as `Mounts.prefix`; they keep the process ID.
 
     """
     made = [path for path in _FIXED if not path.exists()]
@@ -55,11 +56,13 @@ def dockerd(root: Path, *, timeout: float = 60.0) -> Iterator[Dockerd]:
     config = root / "c" / "config.toml"
     config.write_text(f"version = 2\ndisabled_plugins = {_NOT_WANTED}\n")
     containerd_args: list[str | Path] = [
+        *prefix,
         parts.find("containerd"),
         *("--config", config, "--address", containerd_socket),
         *("--root", root / "c" / "root", "--state", root / "c" / "state"),
     ]
     dockerd_args: list[str | Path] = [
+        *prefix,
         parts.find("dockerd"),
         *("--host", f"unix://{socket}", "--containerd", containerd_socket, "--config-file", root / "d" / "none.json"),
         *("--data-root", root / "d" / "data", "--exec-root", root / "d" / "exec", "--pidfile", root / "d" / "pid"),

@@ -8,10 +8,10 @@ import json
 import secrets
 import tarfile
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import anyio
 import msgspec
@@ -19,6 +19,10 @@ from anyio import to_thread
 
 from pluginsvc.api.params import go_quote
 from pluginsvc.api.stream import Sink
+from pluginsvc.directory.directory import Directory
+from pluginsvc.directory.legacy import Legacy
+from pluginsvc.directory.provider import Provider, Scope
+from pluginsvc.directory.rpc import Client
 from pluginsvc.errors import Conflict, InvalidParameter, NotFound, Unauthorized
 from pluginsvc.model.auth import Credentials, RegistryAccess
 from pluginsvc.model.config import parse_config
@@ -28,12 +32,14 @@ from pluginsvc.model.lease import PluginLease, check_text, holders
 from pluginsvc.model.lifecycle import State
 from pluginsvc.model.options import Options, changed
 from pluginsvc.model.output import Form, Top, Wanted
-from pluginsvc.model.plugin import Plugin, PluginConfig, PluginSettings
+from pluginsvc.model.plugin import Capability, Plugin, PluginConfig, PluginSettings
 from pluginsvc.model.privilege import Privilege, check_privileges, required_privileges
 from pluginsvc.model.progress import Aux, Line, ProgressDetail
 from pluginsvc.model.reference import InvalidReference, Reference
 from pluginsvc.runtime import history
 from tests.support.memory_events import MemoryEvents
+
+T = TypeVar("T")
 
 
 class PluginNotFoundError(NotFound):
@@ -117,6 +123,7 @@ class MemoryManager:
         options: the plugins' own, by ID.
         in_use: leases, by plugin ID.
         log_root: directory of the plugins' log files, each in a directory named by its ID.
+        place: directory of the plugins' own, each in a directory named by its ID: socket, rootfs, propagated-mount.
         printed: to be set, and replaced, when a log file has grown.
         held: while set, `pull` waits after its first line.
         holding: set when it does.
@@ -130,10 +137,16 @@ class MemoryManager:
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     in_use: dict[str, list[PluginLease]] = field(default_factory=dict)
     log_root: Path = Path("/nonexistent")
+    place: Path = Path("/nonexistent")
     printed: anyio.Event = field(default_factory=anyio.Event)
     held: anyio.Event | None = None
     holding: anyio.Event = field(default_factory=anyio.Event)
     cancelled: anyio.Event = field(default_factory=anyio.Event)
+
+    def __post_init__(self) -> None:
+        """Make a directory that knows no others' plugins."""
+        self.watchers: list[Callable[[], None]] = []
+        self.directory = Directory(self, self.watchers.append, Legacy([], Path("/nonexistent")))
 
     async def publish(self, reference: str, config: dict[str, Any]) -> str:
         self.remotes[str(Reference.parse(reference).with_default_tag())] = parse_config(json.dumps(config).encode())
@@ -155,6 +168,28 @@ class MemoryManager:
         if not found:
             raise PluginNotFoundError(name)
         return found[0]
+
+    def provider(self, name: str) -> Provider:
+        return self._provider(self.find(name))
+
+    def providers(self) -> list[Provider]:
+        return [self._provider(plugin) for plugin in sorted(self.plugins.values(), key=lambda plugin: plugin.name)]
+
+    def _provider(self, plugin: Plugin) -> Provider:
+        folder = self.place / plugin.id
+        address = f"unix://{folder}/{plugin.config.interface.socket}"
+        return Provider(
+            name=plugin.name,
+            plugin_id=plugin.id,
+            capabilities=tuple(plugin.config.interface.capabilities),
+            address=address,
+            enabled=plugin.enabled,
+            state="running" if plugin.enabled else "stopped",
+            up=plugin.enabled,
+            run="1" if plugin.enabled else "",
+            client=Client(address, name=plugin.name),
+            scope=Scope(folder / "rootfs", plugin.config.propagated_mount, folder / "propagated-mount"),
+        )
 
     def list_json(self, filters: dict[str, list[str]]) -> bytes:
         for key, values in filters.items():
@@ -368,7 +403,8 @@ class MemoryManager:
         check_text("Purpose", purpose)
         if not plugin.enabled:
             raise WrongStateError(f"plugin {plugin.name} found but disabled")
-        if capability and capability not in {c.name for c in plugin.config.interface.capabilities}:
+        provided = plugin.config.interface.capabilities
+        if capability and not any(c.fits(Capability.wanted(capability)) for c in provided):
             raise RefusedError(f'plugin does not provide "{capability}" capability')
         others = [lease for lease in await self.leases(name) if (lease.holder, lease.purpose) != (holder, purpose)]
         count = 1 + sum(lease.count for lease in await self.leases(name) if lease not in others)
@@ -376,6 +412,9 @@ class MemoryManager:
         lease = PluginLease(holder=holder, purpose=purpose, count=count, since_ns=1, expires_ns=expires)
         self.in_use[plugin.id] = [*others, lease]
         return lease
+
+    async def finish(self, name: str, key: Hashable, work: Callable[[], Awaitable[T]]) -> T:
+        return await work()
 
     async def release(self, name: str, *, holder: str, purpose: str | None, everything: bool) -> int:
         plugin, found = self.find(name), await self.leases(name)

@@ -272,7 +272,7 @@ def test_upgrade(daemon: Daemon, docker: DockerCLI, name: str, folder: Folder) -
     assert after["PluginReference"] == f"{name}:v2"
     settings = after["Settings"]
     assert isinstance(settings, dict)
-    assert sorted(settings["Env"]) == ["DEBUG=1", "FAULT=", "VERSION=2"]
+    assert sorted(settings["Env"]) == ["DEBUG=1", "FAULT=", "STATE=/mnt/state", "VERSION=2"]
     docker.run("plugin", "enable", name, check=True)
     assert (top / "propagated-mount" / "data").read_text() == "kept"
     docker.run("plugin", "rm", "-f", name, check=True)

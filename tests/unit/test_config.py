@@ -38,7 +38,28 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
         ("root = 'a'", "root: 'a' is not an absolute path"),
         ("run-root = '/var/lib/pluginsvc/'", "run-root: must be another directory"),
         ("publish-dir = 'a'", "publish-dir: 'a' is neither an absolute path nor none"),
+        ("legacy-dirs = ['/a', 'b']", "legacy-dirs: 'b' is not an absolute path"),
         ("publish-dir = '/run/pluginsvc/plugins'", "publish-dir: must not be in root or run-root"),
+        ("podman-conf = 'a.conf'", "podman-conf: 'a.conf' is not an absolute path"),
+        ("podman-conf = '/etc/a'", "podman-conf: Podman does not read '/etc/a', its name has to end in .conf"),
+        ("podman-conf = '/run/pluginsvc/a.conf'", "podman-conf: must not be in root or run-root"),
+        ("podman-conf = '/etc/aconf'", "podman-conf: Podman does not read '/etc/aconf'"),
+        ("podman-conf = '/a.conf'\npublish-dir = 'none'", "podman-conf: it goes with the sockets in publish-dir"),
+        ("podman-conf = '/a.conf'\npublish-dir = '/a b'", "publish-dir: '/a b' has characters that engines"),
+        ("spec-dir = 'a'", "spec-dir: 'a' is not an absolute path"),
+        ("spec-dir = '/var/lib/pluginsvc'", "spec-dir: must not be in root or run-root"),
+        ("spec-dir = '/a'\npublish-dir = 'none'", "spec-dir: it goes with the sockets in publish-dir, which is none"),
+        ("spec-dir = '/a'\npublish-dir = '/%41'", "publish-dir: '/%41' has characters that engines do not take"),
+        ("publish-mounts = '/mnt'", "$.publish-mounts"),
+        ("publish-mounts = ['/a', 'mnt']", "publish-mounts: 'mnt' is not an absolute path"),
+        ("publish-mounts = ['']", "publish-mounts: '' is not an absolute path"),
+        ("publish-mounts = ['/']", "publish-mounts: '/' is / or has '..'"),
+        ("publish-mounts = ['//']", "publish-mounts: '//' is / or has '..'"),
+        ("publish-mounts = ['/./']", "publish-mounts: '/./' is / or has '..'"),
+        ("publish-mounts = ['/a/../mnt']", "publish-mounts: '/a/../mnt' is / or has '..'"),
+        ("publish-mounts = ['/run/pluginsvc']", "publish-mounts: must not be in root or run-root"),
+        ("publish-mounts = ['//var/lib//pluginsvc/a']", "publish-mounts: must not be in root or run-root"),
+        ("publish-mounts = ['/mnt']\npublish-dir = 'none'", "publish-mounts: it goes with the sockets in publish-dir"),
         ("hosts = []", "hosts: give at least one"),
         ("hosts = ['tcp://0.0.0.0:1']", "not on loopback"),
         ("hosts = ['tcp://example.org:1']", "none of"),
@@ -69,6 +90,12 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
         ("[sinks.webhook]\nurl = 'https://x/'\ntoken-file = 't'", "sinks.webhook.token-file: 't' is not an absolute"),
         ("[sinks.webhook]\nurl = 'https://u:p@x/'\ntoken-file = '/t'", "not both"),
         ("= nonsense", "c.toml"),
+        ("authorization.plugins = ['']", "authorization.plugins: '' is neither the name nor the ID"),
+        ("authorization.plugins = ['a b']", "authorization.plugins: 'a b' is neither"),
+        ("authorization.on-failure = 'maybe'", "$.authorization.on-failure"),
+        ("authorization.timeout = 0", "$.authorization.timeout"),
+        ("[tls]\nca-file = '/a'\ncert-file = '/b'", "tls.key-file: give all three files or none"),
+        ("[tls]\nca-file = '/a'\ncert-file = 'b'\nkey-file = '/c'", "tls.cert-file: 'b' is not an absolute path"),
         ("sinks.nats.servers = ['http://x']", "sinks.nats.servers: 'http://x' is not nats://"),
         ("sinks.nats.servers = ['x:4222']", "sinks.nats.servers"),
         ("sinks.nats.servers = ['nats://x:99999']", "sinks.nats.servers"),
@@ -91,6 +118,14 @@ def test_refusals_name_the_key(tmp_path: Path, text: str, named: str) -> None:
     assert str(file) in str(caught.value)
 
 
+def test_publish_mounts(tmp_path: Path) -> None:
+    """Directories for links to volumes may be several, beside root, above it, and written with too many slashes."""
+    file = tmp_path / "c.toml"
+    places = ("/mnt", "/srv/vol/", "//mnt", "/var/lib", "/var/lib/pluginsvc2")
+    file.write_text(f"publish-mounts = {list(places)}\n")
+    assert load(file, {}).publish_mounts == places
+
+
 def test_nats_servers(tmp_path: Path) -> None:
     """Servers of NATS may have a log-in, a port and TLS."""
     file = tmp_path / "c.toml"
@@ -101,7 +136,7 @@ def test_nats_servers(tmp_path: Path) -> None:
 
 def test_nats_needs_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Servers of NATS without nats-py are refused with the way to get it; without servers nobody asks for it."""
-    monkeypatch.setattr("pluginsvc.config.find_spec", lambda _name: None)
+    monkeypatch.setattr("pluginsvc.sink_settings.find_spec", lambda _name: None)
     file = tmp_path / "c.toml"
     file.write_text("sinks.nats.servers = ['nats://x']\n")
     with pytest.raises(InvalidConfig, match=r"pip install 'pluginsvc\[nats\]'"):

@@ -35,7 +35,11 @@ def test_atomic_write_replaces_with_the_mode(tmp_path: Path) -> None:
     atomic_write(path, b"new")
     assert path.read_bytes() == b"new"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    atomic_write(path, b"", mode=0o640)
+    before = os.umask(0o077)
+    try:
+        atomic_write(path, b"", mode=0o640)
+    finally:
+        os.umask(before)
     assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (b"", 0o640)
     assert os.listdir(tmp_path) == ["f"]
 

@@ -291,3 +291,21 @@ async def test_every_keeps_to_the_clock() -> None:
             break
     # uvloop's clock has whole milliseconds: a tick may seem to come that much too early
     assert [int(tick + 0.1) for tick in ticks] == [1, 2, 5, 6]
+
+
+async def test_detached() -> None:
+    """A detached job goes on without its caller, and ends with its group."""
+    steps = Steps()
+
+    async def detached(job: Job) -> None:
+        job.detached = True
+        await steps(Job("inner"))
+
+    async with JobGroup().opened() as jobs:
+        async with anyio.create_task_group() as group:
+            group.start_soon(jobs.run, "detached", detached)
+            await steps.until("before")
+            group.cancel_scope.cancel()
+        await settle()
+        assert steps.trace == []
+    assert steps.trace == ["cancelled"]

@@ -2,13 +2,18 @@
 
 import os
 import socket
+import ssl
 import stat
 import threading
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 
-from pluginsvc.api.listeners import CannotListen, FdListener, TcpListener, UnixListener, bind
+from pluginsvc.api.listeners import CannotListen, FdListener, InvalidTls, TcpListener, TlsFiles, UnixListener, bind
+from tests.support.pki import Authority
 
 
 def _answers(path: Path) -> bool:
@@ -174,3 +179,118 @@ def test_inherited_rubbish(tmp_path: Path) -> None:
         bind(FdListener(os.dup(wide.fileno())))
     with pytest.raises(CannotListen):
         bind(FdListener(10_000))
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> TlsFiles:
+    authority = Authority(tmp_path / "pki")
+    server = authority.server()
+    return TlsFiles(authority.file, server.cert, server.key)
+
+
+def _meet(bound: socket.socket, server: ssl.SSLContext, client: ssl.SSLContext) -> tuple[str, dict[str, Any]]:
+    """Shake hands over a listening socket; return what TLS is spoken, and the client's certificate."""
+    found: list[tuple[str, dict[str, Any]]] = []
+
+    def accept() -> None:
+        end, _ = bound.accept()
+        end.settimeout(5)
+        try:
+            with server.wrap_socket(end, server_side=True) as inner:
+                found.append((inner.version() or "", inner.getpeercert() or {}))
+                inner.sendall(b"x")
+        except OSError:
+            end.close()
+
+    thread = threading.Thread(target=accept)
+    thread.start()
+    try:
+        address = bound.getsockname()
+        with (
+            socket.create_connection(address, timeout=5) as raw,
+            client.wrap_socket(raw, server_hostname="127.0.0.1") as end,
+        ):
+            # with TLS 1.3 a client learns of its refusal by its first read
+            if end.recv(1) != b"x":
+                raise ssl.SSLError("refused")
+    finally:
+        thread.join()
+    return found[0]
+
+
+def test_tls(tmp_path: Path, tls: TlsFiles) -> None:
+    """TLS is spoken with those whom the authority vouches for, and with nobody else, and nothing older than 1.2."""
+    client = ssl.create_default_context(cafile=str(tls.ca))
+    bound = bind(TcpListener("127.0.0.1", 0, tls))
+    assert bound.tls
+    assert bound.address.startswith("tcp://127.0.0.1:")
+    try:
+        with pytest.raises(OSError, match=r"CERTIFICATE_REQUIRED|reset"):
+            _meet(bound.socket, bound.tls, client)
+        stranger = Authority(tmp_path / "other").client("stranger")
+        client.load_cert_chain(stranger.cert, stranger.key)
+        with pytest.raises(OSError, match=r"UNKNOWN_CA|reset"):
+            _meet(bound.socket, bound.tls, client)
+    finally:
+        bound.remove()
+
+
+def test_tls_with_a_certificate(tmp_path: Path) -> None:
+    """A client with a certificate is known by it; with one that is for servers it is refused, as is TLS 1.1."""
+    authority = Authority(tmp_path / "pki")
+    server, known = authority.server(), authority.client("known")
+    bound = bind(TcpListener("127.0.0.1", 0, TlsFiles(authority.file, server.cert, server.key)))
+    assert bound.tls
+    try:
+        client = ssl.create_default_context(cafile=str(authority.file))
+        client.load_cert_chain(known.cert, known.key)
+        version, certificate = _meet(bound.socket, bound.tls, client)
+        assert version == "TLSv1.3"
+        assert certificate["subject"] == ((("commonName", "known"),),)
+        client.maximum_version = ssl.TLSVersion.TLSv1_2
+        assert _meet(bound.socket, bound.tls, client)[0] == "TLSv1.2"
+        assert bound.tls.minimum_version == ssl.TLSVersion.TLSv1_2
+        wrong = ssl.create_default_context(cafile=str(authority.file))
+        wrong.load_cert_chain(server.cert, server.key)
+        with pytest.raises(OSError, match=r"ALERT|reset"):
+            _meet(bound.socket, bound.tls, wrong)
+    finally:
+        bound.remove()
+
+
+def test_tls_on_inherited_sockets(tmp_path: Path, tls: TlsFiles) -> None:
+    """A TCP socket that was passed to us speaks TLS as our own do; a unix socket never does."""
+    inherited = bind(FdListener(socket.create_server(("127.0.0.1", 0)).detach(), tls))
+    assert inherited.tls
+    inherited.remove()
+    with socket.socket(socket.AF_UNIX) as given:
+        given.bind(str(tmp_path / "s"))
+        given.listen()
+        bound = bind(FdListener(given.detach(), tls))
+    assert bound.tls is None
+    bound.remove()
+
+
+def test_tls_files_that_cannot_be_used(tmp_path: Path, tls: TlsFiles) -> None:
+    """Whatever is wrong with the files of TLS, the file is named, and no socket is left open."""
+    other = Authority(tmp_path / "other").client("x")
+    empty, locked = tmp_path / "empty.pem", tmp_path / "locked.pem"
+    empty.touch()
+    key = serialization.load_pem_private_key(tls.key.read_bytes(), None)
+    secret = serialization.BestAvailableEncryption(b"secret")
+    locked.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, secret))
+    for files, named in [
+        (replace(tls, ca=tmp_path / "none"), "none: it cannot be read: No such file"),
+        (replace(tls, cert=tmp_path / "none"), "none: it cannot be read"),
+        (replace(tls, key=tmp_path), f"{tmp_path}: it cannot be read: Is a directory"),
+        (replace(tls, ca=empty), "empty.pem: there is no certificate in it"),
+        (replace(tls, ca=tls.key), f"{tls.key}: there is no certificate in it"),
+        (replace(tls, cert=empty), f"empty.pem with {tls.key}: they are no certificate with its key"),
+        (replace(tls, key=other.key), f"{tls.cert} with {other.key}: they are no certificate with its key"),
+        (replace(tls, key=locked), "locked.pem: they are no certificate with its key, or the key has a password"),
+    ]:
+        with pytest.raises(InvalidTls, match="cannot speak TLS: ") as caught:
+            bind(TcpListener("127.0.0.1", 0, files))
+        assert named in str(caught.value)
+        with pytest.raises(InvalidTls), socket.create_server(("127.0.0.1", 0)) as given:
+            bind(FdListener(os.dup(given.fileno()), files))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from openapi_spec_validator import validate
 
+from pluginsvc.api.directory import DirectoryHandlers
 from pluginsvc.api.events import EventStreams
 from pluginsvc.api.handlers import PluginHandlers
 from pluginsvc.api.leases import LeaseHandlers
@@ -17,6 +18,8 @@ from pluginsvc.api.native_events import NativeEvents
 from pluginsvc.api.params import MAX_API_VERSION, MIN_API_VERSION
 from pluginsvc.api.routing import Route
 from pluginsvc.api.system import SystemHandlers
+from pluginsvc.api.volumes import VolumeHandlers
+from pluginsvc.directory.volume_use import Volumes
 from tests.functional.conftest import FACTS
 from tests.support import openapi
 from tests.support.memory_manager import MemoryManager
@@ -29,6 +32,8 @@ def _routes() -> list[Route]:
         *SystemHandlers(memory, FACTS, listening=[], event_streams=()).routes(),
         *NativeHandlers(memory).routes(),
         *LeaseHandlers(memory).routes(),
+        *DirectoryHandlers(memory.directory, timeout=1).routes(),
+        *VolumeHandlers(Volumes(memory.directory, memory)).routes(),
         *OutputHandlers(memory).routes(),
         Route("GET", "/metrics", Metrics(memory, memory.events, {}, version="1").serve, versioned=False),
         Route("GET", "/events", EventStreams(memory.events, timeout=1).serve),

@@ -7,15 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pluginsvc.client.connection import (
-    AnswerLost,
-    Connection,
-    DaemonUnreachable,
-    InvalidHost,
-    InvalidName,
-    WorkFailed,
-    plugin_path,
-)
+from pluginsvc.client.connection import AnswerLost, Connection, DaemonUnreachable, InvalidHost, WorkFailed
 from pluginsvc.errors import Conflict, Internal, NotFound, PluginsvcError
 from tests.unit.client.conftest import Scripted
 
@@ -51,19 +43,6 @@ def test_invalid_host(host: str) -> None:
     with pytest.raises(InvalidHost) as caught:
         Connection(host)
     assert repr(host) in str(caught.value)
-
-
-@pytest.mark.parametrize("name", ["", "/", "a//b", "../x", "a/../b", "a/.", "a/"])
-def test_names_that_would_change_the_path(name: str) -> None:
-    """A name that a path would swallow is refused."""
-    with pytest.raises(InvalidName):
-        plugin_path(name, "enable")
-
-
-def test_names_are_quoted() -> None:
-    """Whatever else is in a name stays in the name."""
-    assert plugin_path("host:5000/a/b:1@sha256:00") == "/plugins/host:5000/a/b:1@sha256:00"
-    assert plugin_path("a?force=1#x y%2F\n", "json") == "/plugins/a%3Fforce%3D1%23x%20y%252F%0A/json"
 
 
 def test_no_socket(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from anyio import to_thread
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pluginsvc.directory.published import Published, Wish, alias, reconcile
+from pluginsvc.directory.links import Trouble
+from pluginsvc.directory.published import Link, Published, Wish, alias, linked, reconcile
 
 RUN = Path("/run/pluginsvc-of-a-test/plugins")
 
@@ -130,7 +131,7 @@ def test_what_is_not_ours_stays(tmp_path: Path, put: Callable[[Path], None]) -> 
     before = [(tmp_path / name).lstat() for name in ("a.sock", "b.sock")]
     (trouble,) = reconcile(RUN, tmp_path, [wish("a")])
     assert trouble.path == str(tmp_path / "a.sock")
-    assert "plugin a:latest is not published: what is there is not ours" in trouble.why
+    assert "plugin a:latest has no link there: what is there is not ours" in trouble.why
     assert target() in trouble.why
     assert reconcile(RUN, tmp_path, []) == frozenset()
     assert [(tmp_path / name).lstat() for name in ("a.sock", "b.sock")] == before
@@ -153,11 +154,28 @@ def test_one_alias_for_two(tmp_path: Path) -> None:
     reconcile(RUN, tmp_path, [two])
     for present in ([one, two], [one, two._replace(up=False)]):
         (trouble,) = reconcile(RUN, tmp_path, present)
-        assert "plugin a/b:latest is not published: a-b:latest has that name" in trouble.why
+        assert "plugin a/b:latest has no link there: a-b:latest has that name" in trouble.why
         assert links(tmp_path) == {"a-b.sock": target(2)}
     assert reconcile(RUN, tmp_path, [down, two]) == frozenset()
     assert reconcile(RUN, tmp_path, [one]) == frozenset()
     assert links(tmp_path) == {"a-b.sock": target(1)}
+
+
+def test_only_links_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is no link is never looked at, as it may be the mount point of a server that is gone."""
+    for name in ("a.sock", "b.sock"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "c.sock").symlink_to(target(7))
+    looked = []
+    readlink = os.readlink
+
+    def watched(name: str, **options: Any) -> str:
+        looked.append(name)
+        return readlink(name, **options)
+
+    monkeypatch.setattr(os, "readlink", watched)
+    assert len(reconcile(RUN, tmp_path, [wish("a")])) == 1
+    assert set(looked) == {"c.sock"}
 
 
 def test_too_long_a_name(tmp_path: Path) -> None:
@@ -198,6 +216,18 @@ def test_something_comes_in_place_of_a_stale_link(tmp_path: Path, monkeypatch: p
     assert (tmp_path / "a.sock").read_text() == "theirs"
 
 
+def test_published_are_those_with_a_link(tmp_path: Path) -> None:
+    """Plugins are published whose own link is there, up or not; of two with one alias the one that has it is."""
+    one, two = wish("a/b", 1)._replace(volumes=True, mount="/mnt/a"), wish("a-b", 2)
+    taken, down = wish("taken", 3), wish("down", 4, up=False)
+    (tmp_path / "taken.sock").touch()
+    reconcile(RUN, tmp_path, [one, two, taken, down])
+    links = [Link("a-b", f"{tmp_path}/a-b.sock", volumes=True, plugin_id=f"{1:064x}", mount="/mnt/a")]
+    assert linked(RUN, tmp_path, [two, one._replace(up=False), taken, down]) == links
+    assert linked(RUN, tmp_path, [two, taken, down]) == []
+    assert linked(RUN, tmp_path / "nowhere", [one]) == []
+
+
 @pytest.mark.parametrize("place", ["file", "dangling"])
 def test_directory_that_cannot_be(tmp_path: Path, place: str) -> None:
     """A directory that cannot be used is told of, with what to do, when there is something to publish."""
@@ -231,7 +261,7 @@ def test_disk_that_is_full_or_read_only(tmp_path: Path) -> None:
         for name in ("x", "y"):
             (place / name).touch()
         (trouble,) = reconcile(RUN, place, wishes)
-        assert "plugin b:latest is not published: No space left on device" in trouble.why
+        assert "plugin b:latest has no link there: No space left on device" in trouble.why
         (place / "x").unlink()
         assert reconcile(RUN, place, wishes) == frozenset()
         subprocess.run(["mount", "-o", "remount,ro", place], check=True)
@@ -272,7 +302,7 @@ def test_different_plugins_never_share_a_link(rounds: list[dict[str, bool]], for
             for each in wishes:
                 name = f"{alias(each.name)}.sock"
                 published = found.get(name) == target(numbers[each.name])
-                told = any(f"plugin {each.name} is not published" in trouble.why for trouble in troubles)
+                told = any(f"plugin {each.name} has no link there" in trouble.why for trouble in troubles)
                 assert (published or told) if each.up else not told
                 alone = sum(alias(other) == alias(each.name) for other in present) == 1
                 assert published or not each.up or not alone or alias(each.name) in foreign
@@ -345,6 +375,36 @@ async def test_withdraws_for_good(tmp_path: Path) -> None:
         await published.settle()
         assert await to_thread.run_sync(links, tmp_path) == {}
         group.cancel_scope.cancel()
+
+
+@pytest.mark.anyio
+async def test_files_follow_the_links(tmp_path: Path) -> None:
+    """A file is told of a link after it came, and before it goes that it will; its trouble is told once, as theirs."""
+    told: list[tuple[list[str], list[str]]] = []
+
+    def file(found: list[Link]) -> list[Trouble]:
+        told.append(([link.alias for link in found], sorted(links(tmp_path))))
+        return [Trouble("file", "of files")]
+
+    (tmp_path / "c.sock").touch()
+    wished = Calls(wish("a"), wish("c", 3))
+    service = Published(RUN, tmp_path, wished, [file])
+    with structlog.testing.capture_logs() as logs:
+        async with anyio.create_task_group() as group:
+            await group.start(service.serve)
+            wished.wishes = [wish("b", 2, up=False)]
+            await service.settle()
+            wished.wishes = [wish("b", 2)]
+            await service.settle()
+            await service.withdraw()
+            group.cancel_scope.cancel()
+    assert told == [
+        *[([], []), (["a"], ["a.sock"])],
+        *[([], ["a.sock"]), ([], [])],
+        *[([], []), (["b"], ["b.sock"])],
+        *[([], ["b.sock"]), ([], [])],
+    ]
+    assert [os.path.basename(line["path"]) for line in logs] == ["c.sock", "file"]
 
 
 @pytest.mark.anyio

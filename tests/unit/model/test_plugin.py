@@ -4,7 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pluginsvc.model.plugin import Args, Capability, Device, Env, Linux, Mount, PluginConfig, PluginSettings
+from pluginsvc.model.plugin import (
+    Args,
+    Capability,
+    Device,
+    Env,
+    InvalidCapability,
+    Linux,
+    Mount,
+    PluginConfig,
+    PluginSettings,
+)
 
 
 @pytest.mark.parametrize(
@@ -35,6 +45,57 @@ def test_capability_round_trip(prefix: str, name: str, version: str) -> None:
     """Any prefix without a slash, name without slash and dot, and version come back from their text."""
     found = Capability(prefix, name, version)
     assert Capability.parse(str(found)) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("volumedriver", ("docker", "volumedriver", "")),
+        ("VolumeDriver", ("docker", "volumedriver", "")),
+        ("volumedriver/1.0", ("docker", "volumedriver", "1.0")),
+        ("docker.volumedriver/1.0", ("docker", "volumedriver", "1.0")),
+        ("Docker.VolumeDriver/2.0", ("docker", "volumedriver", "2.0")),
+        ("org.example.my_driver-2/1", ("org.example", "my_driver-2", "1")),
+    ],
+)
+def test_wanted(text: str, parts: tuple[str, str, str]) -> None:
+    """What is looked for is a name in any case, Docker's unless it says whose, of any version unless it says which."""
+    found = Capability.wanted(text)
+    assert (found.prefix, found.name, found.version) == parts
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *["", "/", "/1.0", "docker./1.0", "a/", "a/b/c", "a b", "docker.authz/1.0\n", "é", ".x", "a.é"],
+        *["a/.", "a/..", "a/1.", "a/.1", "a/1..0"],
+    ],
+)
+def test_wanted_refuses(text: str) -> None:
+    """What nobody can provide is refused, and shown."""
+    with pytest.raises(InvalidCapability) as caught:
+        Capability.wanted(text)
+    assert repr(text) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("provided", "wanted", "fits"),
+    [
+        ("docker.volumedriver/1.0", "VolumeDriver", True),
+        ("docker.volumedriver/2.0", "volumedriver", True),
+        ("Docker.VolumeDriver/1.0", "docker.volumedriver/1.0", True),
+        ("docker.volumedriver/2.0", "volumedriver/1.0", False),
+        ("docker.volumedriver/", "volumedriver/1.0", False),
+        ("docker.volumedriver/1.0.1", "volumedriver/1.0", False),
+        ("docker.networkdriver/1.0", "volumedriver", False),
+        ("other.volumedriver/1.0", "volumedriver", False),
+        ("other.volumedriver/1.0", "other.volumedriver", True),
+        ("volumedriver", "volumedriver", False),
+    ],
+)
+def test_fits(provided: str, wanted: str, fits: bool) -> None:  # noqa: FBT001 - a column of the table above
+    """Prefix and name have to be the same in any case, and the version exactly where one is asked for (REF 7.44)."""
+    assert Capability.parse(provided).fits(Capability.wanted(wanted)) is fits
 
 
 def test_default_settings() -> None:

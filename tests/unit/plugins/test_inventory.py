@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pluginsvc.model.config import parse_config
 from pluginsvc.model.digest import Digest
 from pluginsvc.model.filters import InvalidFilter
+from pluginsvc.model.lifecycle import State, Status
 from pluginsvc.model.plugin import PluginRecord
 from pluginsvc.plugins.inventory import AmbiguousName, Entry, Inventory, PluginExists, PluginNotFound
 
@@ -157,3 +158,24 @@ def test_a_ruin_can_only_be_removed(inventory: Inventory) -> None:
     inventory.drop("e" * 64)
     with pytest.raises(PluginNotFound):
         inventory.find_ruin("broken")
+
+
+def test_watchers(inventory: Inventory) -> None:
+    """Watchers hear of each time a plugin comes up or goes down, and of nothing else."""
+    heard: list[State] = []
+    for _ in range(2):
+        inventory.watch(lambda: heard.append(inventory.status(B).state))
+    states: list[State] = [
+        "starting",
+        "running",
+        "healthy",
+        "unhealthy",
+        "backing-off",
+        "starting",
+        "running",
+        "stopping",
+    ]
+    for state in states:
+        inventory.put_status(B, Status(state=state))
+    told: list[State] = ["running", "backing-off", "running", "stopping"]
+    assert heard[::2] == heard[1::2] == told

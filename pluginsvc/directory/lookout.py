@@ -1,0 +1,98 @@
+"""Tells when something happens in the directories of legacy plugins, those that are still to come included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+
+import anyio
+import anyio.abc
+import structlog
+from anyio import to_thread
+from asyncinotify import Mask
+
+from pluginsvc.directory.discovery import Found, places
+from pluginsvc.watches import Watches
+
+_INTERVAL = 60.0
+"""Seconds after which the directories are looked at though nothing has happened."""
+_PAUSE = 0.1
+"""Seconds between two looks, however much happens."""
+_COMING = Mask.CREATE | Mask.CLOSE_WRITE | Mask.MOVED_TO
+_GOING = Mask.MOVED_FROM | Mask.DELETE | Mask.DELETE_SELF | Mask.MOVE_SELF
+_log = structlog.get_logger()
+
+
+class Lookout:
+    """Watches directories.
+
+    Args:
+        directories: of legacy plugins.
+        active: gives the plugins that are in use, whose sockets are watched as well.
+        clock: tells seconds.
+
+    Attributes:
+        next: is set at the next change, and then another.
+    """
+
+    def __init__(
+        self, directories: Sequence[Path], active: Callable[[], Iterable[Found]], clock: Callable[[], float]
+    ) -> None:
+        self._directories, self._active, self._clock = directories, active, clock
+        self._watches = Watches()
+        self._places: dict[Path, frozenset[str] | None] = {}
+        self._due = anyio.Event()
+        self._looks: set[float] = set()
+        self.next = anyio.Event()
+
+    def look_at(self, when: float) -> None:
+        """Have it taken for a change when the clock tells that time."""
+        self._looks.add(when)
+        self._due.set()
+
+    async def serve(
+        self, changed: Callable[[], None], *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Call ``changed`` and set ``next`` at each change, until cancelled."""
+        async with anyio.create_task_group() as group:
+            try:
+                await group.start(self._watches.serve)
+            except OSError as exc:
+                _log.warning("legacy.unwatched", error=f"changes are seen every {_INTERVAL:.0f} s: {exc.strerror}")
+            await self._arm()
+            task_status.started()
+            while True:
+                with anyio.move_on_after(max(0.0, min([_INTERVAL, *(when - self._clock() for when in self._looks)]))):
+                    await self._due.wait()
+                self._due = anyio.Event()
+                self._looks = {when for when in self._looks if when > self._clock()}
+                await self._arm()
+                self.next.set()
+                self.next = anyio.Event()
+                changed()
+                await anyio.sleep(_PAUSE)
+
+    async def _arm(self) -> None:
+        """Watch what is to be watched now, until a look after that shows that nothing was missed."""
+        wanted = None
+        while wanted is None or wanted != self._places:
+            if wanted is not None:
+                self._places = wanted
+            try:
+                wanted = await to_thread.run_sync(places, self._directories, list(self._active()))
+            except Exception:  # noqa: BLE001 - no daemon is to end for want of a thread
+                _log.exception("legacy.failed")
+                return
+            for place in self._places.keys() - wanted.keys():
+                self._watches.remove(place)
+            for place in wanted.keys() - self._places.keys():
+                self._watches.add(place, _COMING | _GOING, partial(self._notice, place))
+            for place in wanted:
+                # one that was deleted and made again is another one
+                self._watches.rearm(place)
+
+    def _notice(self, place: Path, name: Path | None) -> None:
+        names = self._places.get(place)
+        if name is None or names is None or str(name) in names:
+            self._due.set()
