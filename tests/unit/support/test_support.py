@@ -65,11 +65,12 @@ def test_a_process_that_ignores_term_is_killed_and_reaped(tmp_path: Path) -> Non
 @pytest.mark.root
 def test_the_sample_plugin_answers_on_its_socket_and_stops_on_term(tmp_path: Path) -> None:
     """The built program makes its socket, accepts, and leaves with 0 and without the socket."""
-    folder = build_sample_plugin(tmp_path / "plugin", version="7", entrypoint=["/other"], documentation=None)
+    folder = build_sample_plugin(tmp_path / "p", version="7", entrypoint=["/other"], documentation=None)
     config = (folder / "config.json").read_text()
     assert '"/other"' in config
     assert '"value": "7"' in config
     assert "documentation" not in config
+    # a socket has 107 bytes for its path
     socket = folder / "rootfs" / "run" / "docker" / "plugins" / "sample.sock"
     command: list[str | Path] = ["chroot", folder / "rootfs", "/sample-volume-plugin"]
     with procs.running(command, log=tmp_path / "log", answers=lambda: procs.accepts(socket)) as proc:
