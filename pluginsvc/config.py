@@ -6,6 +6,7 @@ Only the daemon's own row imports this; every room takes plain arguments.
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -127,6 +128,7 @@ def _problems(settings: Settings) -> list[str]:
     found += [
         f"legacy-dirs: {value!r} is not an absolute path" for value in settings.legacy_dirs if not value.startswith("/")
     ]
+    found += [f"legacy-dirs: {value!r} has a NUL in it" for value in settings.legacy_dirs if "\0" in value]
     if Path(settings.root) == Path(settings.run_root):
         found.append("run-root: must be another directory than root")
     found += _publish_problems(settings)
@@ -158,6 +160,7 @@ def _publish_problems(settings: Settings) -> list[str]:
     told = {key: path for key, path in told.items() if path}
     places = [*told.items(), *(("publish-mounts", path) for path in settings.publish_mounts)]
     found = [f"{key}: {path!r} is not an absolute path" for key, path in places if not path.startswith("/")]
+    found += [f"{key}: {path!r} has a NUL in it" for key, path in [("publish-dir", value), *places] if "\0" in path]
     # what is in there is taken for what we have put there
     found += [
         f"{key}: must not be in root or run-root"
@@ -183,9 +186,9 @@ def _publish_problems(settings: Settings) -> list[str]:
 
 
 def _is_in(path: str, folder: str) -> bool:
-    # by components, however many slashes there are
-    parts = Path(folder).parts[1:]
-    return Path(path).parts[1:][: len(parts)] == parts
+    # by components, however many slashes there are, and wherever a '..' leads
+    parts = Path(os.path.normpath(folder)).parts[1:]
+    return Path(os.path.normpath(path)).parts[1:][: len(parts)] == parts
 
 
 def _tls_problems(tls: Tls) -> list[str]:

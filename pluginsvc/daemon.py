@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version as package_version
@@ -14,14 +14,12 @@ from uuid import UUID
 
 import anyio
 import anyio.abc
-import msgspec
 import structlog
 from anyio import to_thread
 
 from pluginsvc import log, metrics, wiring
 from pluginsvc.api.app import make_app, serve
-from pluginsvc.api.system import SystemFacts
-from pluginsvc.config import RELOADABLE, Settings
+from pluginsvc.config import Settings
 from pluginsvc.content.gc import Collector
 from pluginsvc.content.store import ContentStore
 from pluginsvc.directory.authz import Chain
@@ -43,6 +41,7 @@ from pluginsvc.plugins.mounts import Ledger
 from pluginsvc.plugins.parts import Parts
 from pluginsvc.plugins.supervise import Supervisor
 from pluginsvc.registry.client import Registry
+from pluginsvc.reload import Reloads
 from pluginsvc.rootfs.confinement import Confinement
 from pluginsvc.runtime.executor import Executor
 from pluginsvc.state import cursors, journal, leases
@@ -106,13 +105,11 @@ class _Daemon:
 
     def __init__(self, settings: Settings, reload: Callable[[], Settings]) -> None:
         self._settings = settings
-        self._reload = reload
         self._notifier = Notifier()
+        self._reloads = Reloads(settings, reload, self._notifier)
         self._stop = anyio.Event()
         self._hurry = anyio.Event()
         self._drained = anyio.Event()
-        self._ready = False
-        self._chain: Chain | None = None
 
     async def run(self, inherited: list[int]) -> None:
         """Open everything, serve until told to stop, close in reverse order."""
@@ -168,7 +165,8 @@ class _Daemon:
                 ended=ended,
             )
             facts = await to_thread.run_sync(wiring.facts, settings)
-            await services.start(self._signals, registry, facts)
+            await services.start(self._signals)
+            services.start_soon(self._reloads.serve, registry, facts, self._stop)
             services.start_soon(self._hurry_up)
             services.start_soon(metrics.watch_loop)
             await services.start(executor.serve)
@@ -201,8 +199,8 @@ class _Daemon:
                 services.start_soon(collector.serve)
                 directory = Directory(manager, inventory.watch, legacy)
                 # from here on a reload may change it; the settings as they are now, for there may have been one before
-                chain = self._chain = Chain(directory)
-                await chain.use(wiring.guards(self._settings), wait=True)
+                chain = self._reloads.chain = Chain(directory)
+                guards = wiring.guards(self._reloads.settings)
                 app = make_app(
                     manager=manager,
                     directory=directory,
@@ -211,24 +209,24 @@ class _Daemon:
                     chain=chain,
                     reader_timeout=settings.reader_timeout,
                 )
-                stops = settings.shutdown == "stop"
-                grace = settings.shutdown_timeout / 2 if stops else settings.shutdown_timeout
+                grace = settings.shutdown_timeout / 2 if settings.shutdown == "stop" else settings.shutdown_timeout
                 listeners = wiring.listeners(settings, inherited)
-                async with serve(app, listeners, grace=grace, hurry=self._hurry) as addresses:
-                    await self._wait_for(wished)
-                    self._ready = True
-                    self._notifier.ready(parts.inventory.counts())
-                    _log.info(
-                        "daemon.ready",
-                        hosts=addresses,
-                        plugins=len(parts.inventory),
-                        seconds=round(anyio.current_time() - started, 3),
-                    )
-                    await self._stop.wait()
-                    self._notifier.stopping()
-                    _log.info("daemon.stopping")
-                    # nobody keeps plugins over that, and now there still is the network that their storage needs
-                    stops = stops or await to_thread.run_sync(self._notifier.machine_stops)
+                if await self._unless_stopped(partial(chain.use, guards, wait=True)):
+                    async with serve(app, listeners, grace=grace, hurry=self._hurry) as addresses:
+                        await self._unless_stopped(partial(_ready_or_failed, wished))
+                        self._reloads.ready = True
+                        self._notifier.ready(parts.inventory.counts())
+                        _log.info(
+                            "daemon.ready",
+                            hosts=addresses,
+                            plugins=len(parts.inventory),
+                            seconds=round(anyio.current_time() - started, 3),
+                        )
+                        await self._stop.wait()
+                        # now there still is the network that their storage needs
+                        stops = await self._stopping(settings)
+                else:
+                    stops = await self._stopping(settings)
             bus.close()
             if stops:
                 await published.withdraw()
@@ -259,39 +257,37 @@ class _Daemon:
             task_status.started()
         self._drained.set()
 
-    async def _wait_for(self, wished: list[anyio.Event]) -> None:
-        """Wait until each wished plugin is ready or has failed once, the time is up, or we are told to stop."""
+    async def _unless_stopped(self, work: Callable[[], Awaitable[object]]) -> bool:
+        """Do something until it is done or we are told to stop; tell whether it was done."""
+        done = False
         async with anyio.create_task_group() as group:
 
-            async def leave_early() -> None:
+            async def give_up() -> None:
                 await self._stop.wait()
                 group.cancel_scope.cancel()
 
-            group.start_soon(leave_early)
-            with anyio.move_on_after(READY_WITHIN):
-                for event in wished:
-                    await event.wait()
+            group.start_soon(give_up)
+            await work()
+            done = True
             group.cancel_scope.cancel()
+        return done
 
-    async def _signals(
-        self,
-        registry: Registry,
-        facts: SystemFacts,
-        *,
-        task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
-    ) -> None:
+    async def _stopping(self, settings: Settings) -> bool:
+        """Say that we are; tell whether the plugins are to stop as well."""
+        self._notifier.stopping()
+        _log.info("daemon.stopping")
+        # nobody keeps plugins over the end of the machine
+        return settings.shutdown == "stop" or await to_thread.run_sync(self._notifier.machine_stops)
+
+    async def _signals(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         try:
             with anyio.open_signal_receiver(*numbers) as signals:
                 task_status.started()
                 async for number in signals:
                     if number == signal.SIGHUP:
-                        # before the first READY there is nothing to say: the end of a reload is told by READY too
-                        if self._ready:
-                            self._notifier.reloading()
-                        await self._take_over(registry, facts)
-                        if self._ready:
-                            self._notifier.ready("configuration read again")
+                        # not here: a reload may take long, and the next signal may be TERM
+                        self._reloads.ask()
                     elif self._stop.is_set():
                         self._hurry.set()
                     else:
@@ -301,29 +297,6 @@ class _Daemon:
             for number in numbers:
                 signal.signal(number, signal.SIG_IGN)
 
-    async def _take_over(self, registry: Registry, facts: SystemFacts) -> None:
-        """Apply what may change in a running daemon; a configuration that is wrong changes nothing."""
-        try:
-            fresh = await to_thread.run_sync(self._reload)
-            hosts = wiring.hosts(fresh)
-            if self._chain is not None:
-                await self._chain.use(wiring.guards(fresh))
-        except PluginsvcError as exc:
-            _log.error("daemon.reload_refused", error=str(exc))
-            return
-        changed = {
-            field for field in Settings.__struct_fields__ if getattr(fresh, field) != getattr(self._settings, field)
-        }
-        log.configure(level=fresh.log_level, style=self._settings.log_format)
-        registry.use(hosts)
-        facts.insecure, facts.mirrors = fresh.insecure_registries, fresh.registry_mirrors
-        facts.debug = fresh.log_level == "debug"
-        facts.authorization = fresh.authorization.plugins
-        _log.info("daemon.reloaded", changed=sorted(changed & RELOADABLE), needs_restart=sorted(changed - RELOADABLE))
-        self._settings = msgspec.structs.replace(
-            self._settings, **{field: getattr(fresh, field) for field in RELOADABLE}
-        )
-
     async def _hurry_up(self) -> None:
         # from the signal on, also where it comes during the start
         await self._stop.wait()
@@ -331,12 +304,19 @@ class _Daemon:
         self._hurry.set()
 
     def _tell_status(self, inventory: Inventory) -> None:
-        if self._ready and not self._stop.is_set():
+        if self._reloads.ready and not self._stop.is_set():
             self._notifier.status(inventory.counts())
 
     async def _feed_watchdog(self, interval: float) -> None:
         async for _ in every(interval):
             self._notifier.alive()
+
+
+async def _ready_or_failed(wished: list[anyio.Event]) -> None:
+    """Wait until each wished plugin is ready or has failed once, or the time for that is up."""
+    with anyio.move_on_after(READY_WITHIN):
+        for event in wished:
+            await event.wait()
 
 
 @asynccontextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -46,6 +47,32 @@ def sync_dir(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def read_regular(path: str | Path, limit: int) -> tuple[bytes, os.stat_result]:
+    """Return the content and the state of a regular file; a pipe or a device, which may hang, is not read.
+
+    Args:
+        path: the file; links are followed.
+        limit: most bytes that it may have.
+
+    Raises:
+        OSError: it cannot be read, is no regular file or is larger; ``strerror`` says why.
+    """
+    if "\0" in str(path):
+        raise OSError(errno.EINVAL, "its name has a NUL in it", str(path))
+    # before it is opened as well: that alone does something to some devices
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    # it may be a pipe by now, into which nobody writes
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"it is larger than {limit} bytes", str(path))
+    return data, status
 
 
 def atomic_write(path: Path, data: bytes, mode: int = 0o600) -> None:

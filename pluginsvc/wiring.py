@@ -119,15 +119,17 @@ def published(settings: Settings, inventory: Inventory) -> Published:
         ]
 
     directory = None if settings.publish_dir == "none" else Path(settings.publish_dir)
+    sockets = Path(settings.run_root) / "plugins"
     files: list[Callable[[list[Link]], Iterable[Trouble]]] = []
     if settings.podman_conf:
-        files.append(partial(engine_files.podman_conf, Path(settings.podman_conf)))
+        files.append(partial(engine_files.podman_conf, Path(settings.podman_conf), sockets))
     if settings.spec_dir:
-        files.append(partial(engine_files.spec_files, Path(settings.spec_dir), Path(settings.publish_dir)))
+        places = (Path(settings.spec_dir), Path(settings.publish_dir), sockets)
+        files.append(partial(engine_files.spec_files, *places))
     if settings.publish_mounts:
         directories = [Path(path) for path in settings.publish_mounts]
         files.append(partial(mount_links, directories, Path(settings.root) / "plugins"))
-    return Published(Path(settings.run_root) / "plugins", directory, wished, files)
+    return Published(sockets, directory, wished, files)
 
 
 def legacy(settings: Settings) -> Legacy:

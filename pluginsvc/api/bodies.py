@@ -58,7 +58,8 @@ async def chunks(request: web.BaseRequest) -> AsyncIterator[bytes]:
         InvalidBody: the framing is broken, or nothing comes for ``_IDLE`` seconds.
     """
     if BODY in request:
-        yield request[BODY]
+        # not kept for as long as the request is served
+        yield request.pop(BODY)
         return
     try:
         await _ask_for_body(request)
@@ -95,28 +96,33 @@ async def read_json(request: web.BaseRequest) -> Any:
     if not request.body_exists:
         return None
     _check_content_type(request.headers.get("Content-Type", ""))
-    body = await gather(request, MAX_JSON)
+    body = await gather(chunks(request), MAX_JSON)
     if len(body) > MAX_JSON:
         raise InvalidBody(f"the JSON body is larger than the {MAX_JSON} bytes that are accepted: send less")
     return decode_json(body)
 
 
-async def gather(request: web.BaseRequest, most: int) -> bytes:
+async def gather(body: AsyncIterator[bytes], most: int) -> bytes:
     """Read a body of JSON whole, or more than ``most`` bytes of one that is larger.
+
+    Args:
+        body: its ``chunks``; what is left of them can be read on.
+        most: a number of bytes.
 
     Raises:
         InvalidBody: broken or too slow.
         ClientGone: the connection broke off.
     """
-    body = bytearray()
+    parts, size = list[bytes](), 0
     with anyio.move_on_after(JSON_TIMEOUT) as limit:
-        async for chunk in chunks(request):
-            body += chunk
-            if len(body) > most:
+        async for chunk in body:
+            parts.append(chunk)
+            size += len(chunk)
+            if size > most:
                 break
     if limit.cancelled_caught:
         raise InvalidBody(f"the JSON body did not arrive within {JSON_TIMEOUT:.0f} seconds: send it again")
-    return bytes(body)
+    return b"".join(parts)
 
 
 async def read_as(request: web.BaseRequest, kind: type[B]) -> B:

@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pluginsvc.errors import Internal
+from pluginsvc.fsutil import read_regular
 
 BACKLOG = 1024
 _PROBE_TIMEOUT = 2.0
+_MAX_PEM = 1024 * 1024
 _LOCAL = "and only loopback is offered over TCP: the API gives root on this host"
 
 
@@ -75,18 +77,20 @@ class TlsFiles:
         Raises:
             InvalidTls: one cannot be used.
         """
+        contents: dict[Path, bytes] = {}
         for path in (self.ca, self.cert, self.key):
             try:
-                path.read_bytes()
+                contents[path], _ = read_regular(path, _MAX_PEM)
             except OSError as exc:
                 raise InvalidTls(str(path), f"it cannot be read: {exc.strerror}") from exc
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.verify_mode = ssl.CERT_REQUIRED
         try:
-            context.load_verify_locations(cafile=self.ca)
-        except ssl.SSLError as exc:
-            raise InvalidTls(str(self.ca), f"there is no certificate in it: {exc.reason}") from exc
+            # what is around the certificates may be in any language
+            context.load_verify_locations(cadata=contents[self.ca].decode("ascii", "ignore"))
+        except (ssl.SSLError, ValueError) as exc:
+            raise InvalidTls(str(self.ca), f"there is no certificate in it: {getattr(exc, 'reason', exc)}") from exc
         try:
             # without a password OpenSSL would ask for one on the terminal
             context.load_cert_chain(self.cert, self.key, password="")

@@ -21,8 +21,8 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import RawRequestMessage
 
 from pluginsvc import log
-from pluginsvc.api.guard import authorize
-from pluginsvc.api.params import API_VERSIONS, MAX_API_VERSION, MIN_API_VERSION, clean_path, version_key
+from pluginsvc.api.guard import Guard
+from pluginsvc.api.params import API_VERSIONS, MAX_API_VERSION, MIN_API_VERSION, check_query, clean_path, version_key
 from pluginsvc.api.replies import CONTEXT, Context, describe, empty, error_reply, log_crash
 from pluginsvc.api.routing import Route, Router
 from pluginsvc.directory.authz import Chain
@@ -146,11 +146,15 @@ def _make_dispatch(
     always = {"Api-Version": MAX_API_VERSION, "Ostype": "linux", "Server": server}
     # nearly all requests are for one of these: they need neither be taken apart nor looked at again
     known = router.literals(API_VERSIONS)
+    guard = Guard(chain)
 
     async def dispatch(request: web.BaseRequest, context: Context) -> web.StreamResponse:
         _refuse_foreign(request)
         match = known.get((request.method, request.raw_path))
         if match is None:
+            # what follows is cut off here, and is part of the path to a plugin that judges by it, as to Go
+            if "#" in request.raw_path:
+                raise PageNotFound
             path = request.rel_url.path
             cleaned = clean_path(path)
             if cleaned != path:
@@ -158,10 +162,11 @@ def _make_dispatch(
             match = router.find(request.method, path)
             if match is None:
                 raise PageNotFound
+            check_query(request.raw_path.partition("?")[2])
         context.version = match.version
         # before all that depends on the request (REF 1.1): who is refused learns nothing else
         if chain.rules.plugins:
-            await authorize(chain, request, match.route)
+            await guard.authorize(request, match.route)
         context.headers.update(always)
         _negotiate(match.version)
         context.headers["Docker-Experimental"] = "false"

@@ -27,6 +27,7 @@ _INTEGER = re.compile(r"[+-]?[0-9]+", re.ASCII)
 _ESCAPES = {"\a": "\\a", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\v": "\\v", "\\": "\\\\"}
 _ASCII_END, _BMP_END = 0x80, 0x10000
 _META_PREFIX = "x-meta-"
+_BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2}).{0,2}", re.DOTALL)
 
 
 class InvalidNumber(InvalidParameter):
@@ -35,6 +36,10 @@ class InvalidNumber(InvalidParameter):
     def __init__(self, function: str, text: str, reason: str) -> None:
         self.text, self.reason = text, reason
         super().__init__(f"strconv.{function}: parsing {go_quote(text)}: {reason}")
+
+
+class InvalidQuery(InvalidParameter):
+    """A query means different things to different readers of it."""
 
 
 class InvalidTime(InvalidParameter):
@@ -61,6 +66,23 @@ def go_quote(text: str, *, mark: str = '"') -> str:
         else:
             parts.append(f"\\u{code:04x}" if code < _BMP_END else f"\\U{code:08x}")
     return mark + "".join(parts) + mark
+
+
+def check_query(query: str) -> None:
+    """Refuse a query that Go refuses: what of it counts, a plugin that judges it must not see otherwise.
+
+    Args:
+        query: as it was received, without the question mark.
+
+    Raises:
+        InvalidQuery: with Go's text.
+    """
+    for part in query.split("&"):
+        if ";" in part:
+            raise InvalidQuery("invalid semicolon separator in query")
+        key, _, value = part.partition("=")
+        if broken := _BROKEN_ESCAPE.search(key) or _BROKEN_ESCAPE.search(value):
+            raise InvalidQuery(f"invalid URL escape {go_quote(broken[0])}")
 
 
 def boolean(query: Mapping[str, str], key: str) -> bool:

@@ -15,6 +15,10 @@ class _Named(msgspec.Struct, rename="pascal", forbid_unknown_fields=True):
     name: str
 
 
+class _Remove(_Named, rename="pascal", forbid_unknown_fields=True):
+    force: bool = False
+
+
 class _Create(msgspec.Struct, rename="pascal", forbid_unknown_fields=True):
     name: str
     options: dict[str, str] = {}
@@ -65,8 +69,8 @@ class VolumeHandlers:
 
     async def remove(self, request: web.BaseRequest, name: str) -> web.Response:
         """Remove a volume."""
-        body = await read_as(request, _Named)
-        await self._volumes.remove(name, body.name)
+        body = await read_as(request, _Remove)
+        await self._volumes.remove(name, body.name, force=body.force)
         return empty(204)
 
     async def mount(self, request: web.BaseRequest, name: str) -> web.Response:

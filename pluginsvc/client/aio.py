@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
-from typing import Final, NamedTuple, Self, TypeVar
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import anyio
 import msgspec
@@ -53,7 +53,8 @@ class Client:
     """One daemon; an async context manager, for any number of tasks at once.
 
     Every method raises ``DaemonUnreachable``, ``AnswerLost``, or for an error of the API the kind that its status
-    means, with its text as it is. A cancelled call may have been carried out, unless it says otherwise.
+    means, with its text as it is. A cancelled call may have been carried out, unless it says otherwise. Outside of its
+    ``async with`` block they raise ``RuntimeError``, and so does a second block inside of the first.
 
     Args:
         host: ``unix:///PATH`` or ``tcp://HOST:PORT``.
@@ -151,8 +152,9 @@ class Client:
     ) -> AsyncIterator[Acquired]:
         """Use a plugin inside the block; see ``acquire``.
 
-        On the way out, also by cancellation, it is released, within ten seconds of trying; a failure of that is raised
-        only where nothing else is.
+        On the way out, also by cancellation of whichever kind and however often, it is released, within ten seconds of
+        trying, for which the way out waits; a failure of that is raised only where nothing else is. The client has to
+        be open until then.
         """
         # in a task of its own: who is cancelled while he waits for the answer would not know what to give back
         taking = asyncio.ensure_future(self.acquire(name, capability, holder=holder, purpose=purpose, seconds=seconds))
@@ -161,22 +163,21 @@ class Client:
             yield taking.result()
         except BaseException:
             with suppress(PluginsvcError):
-                await self._give_back(taking, capability, holder, purpose)
+                await _to_the_end(self._give_back(taking, capability, holder, purpose))
             raise
-        await self._give_back(taking, capability, holder, purpose)
+        await _to_the_end(self._give_back(taking, capability, holder, purpose))
 
     async def _give_back(self, taking: asyncio.Future[Acquired], capability: str, holder: str, purpose: str) -> None:
-        with anyio.CancelScope(shield=True):
-            await asyncio.wait([taking], timeout=_GIVE_BACK_TIMEOUT)
-            if not taking.done():
-                taking.cancel()
-                await asyncio.wait([taking])
-            if taking.cancelled() or taking.exception() is not None or taking.result().lease is None:
-                return
-            # by its ID: another may have got its name meanwhile
-            plugin_id = taking.result().plugin.id
-            body = {"Mode": "release", "Name": plugin_id, "Holder": holder, "Purpose": purpose}
-            await self._find(capability, body, timeout=_GIVE_BACK_TIMEOUT)
+        await asyncio.wait([taking], timeout=_GIVE_BACK_TIMEOUT)
+        if not taking.done():
+            taking.cancel()
+            await asyncio.wait([taking])
+        if taking.cancelled() or taking.exception() is not None or taking.result().lease is None:
+            return
+        # by its ID: another may have got its name meanwhile
+        plugin_id = taking.result().plugin.id
+        body = {"Mode": "release", "Name": plugin_id, "Holder": holder, "Purpose": purpose}
+        await self._find(capability, body, timeout=_GIVE_BACK_TIMEOUT)
 
     @asynccontextmanager
     async def watch(self, capability: str) -> AsyncIterator[Watch]:
@@ -204,3 +205,24 @@ class Client:
         if value is None:
             raise AnswerLost(self.host, ValueError("a part of the answer is missing"))
         return value
+
+
+async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Do it in a task of its own, and return when that has ended; who is cancelled meanwhile is so after it.
+
+    A shield of anyio's alone does not hold off the cancellation of asyncio's tasks.
+    """
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    with anyio.CancelScope(shield=True):
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError as exc:
+                cancelled = exc
+    if cancelled is not None:
+        # retrieved, or asyncio complains of it
+        if not task.cancelled():
+            task.exception()
+        raise cancelled
+    task.result()

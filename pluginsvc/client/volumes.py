@@ -73,7 +73,7 @@ def list_(daemon: Connection, driver: str | None, form: str | None, *, quiet: bo
         found = daemon.decoded(_get(daemon, native_path(driver, "volumes")), list[_Volume])
     if quiet or form == "json":
         for each in found:
-            say(each.name if quiet else msgspec.json.encode(each).decode())
+            say(each.name if quiet else msgspec.json.encode(each).decode(), one_line=True)
     else:
         rows = [(each.plugin, each.name, each.scope, each.mountpoint) for each in found]
         table(("PLUGIN", "NAME", "SCOPE", "MOUNTPOINT"), rows)
@@ -122,7 +122,7 @@ def inspect(daemon: Connection, driver: str, names: tuple[str, ...]) -> None:
 def mount(daemon: Connection, driver: str, user: str, name: str) -> None:
     """Mount a volume that there is, and print where on this host it is."""
     body = _post(daemon, driver, "mount", {"Name": name, "ID": user})
-    say(daemon.decoded(body, _Mounted).mountpoint)
+    say(daemon.decoded(body, _Mounted).mountpoint, one_line=True)
 
 
 @volume.command(aliases=["umount"])
@@ -133,19 +133,20 @@ def mount(daemon: Connection, driver: str, user: str, name: str) -> None:
 def unmount(daemon: Connection, driver: str, user: str, name: str) -> None:
     """Undo one mount of a volume."""
     _post(daemon, driver, "unmount", {"Name": name, "ID": user})
-    say(name)
+    say(name, one_line=True)
 
 
 @volume.command("rm", aliases=["remove"])
 @_driver
+@click.option("-f", "--force", is_flag=True, help="also those that are mounted, if their plugin lets go of them")
 @_names
 @_daemon
-def remove(daemon: Connection, driver: str, names: tuple[str, ...]) -> None:
+def remove(daemon: Connection, driver: str, names: tuple[str, ...], *, force: bool) -> None:
     """Remove volumes, with what is in them."""
 
     def remove_one(name: str) -> None:
-        _post(daemon, driver, "remove", {"Name": name})
-        say(name)
+        _post(daemon, driver, "remove", {"Name": name, "Force": force})
+        say(name, one_line=True)
 
     if for_each(names, remove_one):
         sys.exit(1)

@@ -26,7 +26,7 @@ class Wire:
     """How to talk to one daemon; an async context manager, for any number of tasks at once.
 
     Every method raises ``DaemonUnreachable``, ``AnswerLost``, or for an error of the API the kind that its status
-    means, with its text as it is.
+    means, with its text as it is, and ``RuntimeError`` where it is not open.
 
     Args:
         host: ``unix:///PATH`` or ``tcp://HOST:PORT``.
@@ -45,7 +45,13 @@ class Wire:
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        """Open; nothing is sent yet."""
+        """Open; nothing is sent yet.
+
+        Raises:
+            RuntimeError: it is open.
+        """
+        if self._session is not None:
+            raise RuntimeError("the client is open already: share it, any number of tasks may use it at once")
         # a connection for each request: one that was kept would be found broken after a restart of the daemon
         connector = (
             aiohttp.UnixConnector(self._address, limit=0, force_close=True)
@@ -57,8 +63,9 @@ class Wire:
 
     async def __aexit__(self, *_exc: object) -> None:
         """Close all connections."""
-        if self._session is not None:
-            await self._session.close()
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
 
     async def call(
         self,
@@ -105,7 +112,8 @@ class Wire:
             json: the body of the request, unless it is ``None``.
             silence: seconds without a byte after which the answer is lost; by default those for a whole one.
         """
-        assert self._session is not None, "the client is not open: use it in `async with`"
+        if self._session is None:
+            raise RuntimeError("the client is not open: use it inside its `async with` block")
         if isinstance(self._address, str) and len(os.fsencode(self._address)) > _LONGEST_PATH:
             # uvloop would cut it, and reach another socket
             raise DaemonUnreachable(self.host, OSError("the path of a unix socket cannot be so long"))

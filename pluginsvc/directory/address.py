@@ -8,7 +8,9 @@ import os
 import socket
 import ssl
 import stat
+from collections.abc import Collection
 from pathlib import Path
+from typing import Final
 
 import anyio
 import msgspec
@@ -16,6 +18,12 @@ from anyio.abc import ByteStream
 from yarl import URL
 
 from pluginsvc.errors import InvalidParameter
+from pluginsvc.fsutil import read_regular
+
+MAX_PEM: Final = 1024 * 1024
+"""Most bytes of a file with certificates or a key."""
+_MAX_LINKS: Final = 40
+"""As the kernel has it."""
 
 
 class InvalidAddress(InvalidParameter):
@@ -58,6 +66,43 @@ def parse(address: str) -> tuple[Path | None, URL]:
         except ValueError:
             pass
     raise InvalidAddress(address)
+
+
+def resolve(path: str, ours: Collection[str]) -> str | None:
+    """Return where a path leads by whatever links, there or not; ``None``: it comes through a directory of ours.
+
+    What is in there its plugin may replace by a link to anywhere, or to where the system hangs: it is not looked at.
+
+    Args:
+        path: absolute.
+        ours: those directories.
+
+    Raises:
+        OSError: it has too many links.
+    """
+    at, links = "", 0
+    rest = path.split("/")[::-1]
+    while rest:
+        part = rest.pop()
+        if part in {"", "."}:
+            continue
+        if part == "..":
+            at = at.rpartition("/")[0]
+            continue
+        at = f"{at}/{part}"
+        if at in ours:
+            return None
+        try:
+            target = os.readlink(at)
+        except OSError:
+            # no link, or nothing there
+            continue
+        links += 1
+        if links > _MAX_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+        at = "" if target.startswith("/") else at.rpartition("/")[0]
+        rest += target.split("/")[::-1]
+    return at or "/"
 
 
 def connected(path: Path) -> socket.socket:
@@ -132,6 +177,7 @@ def make_context(tls: TLSConfig | None) -> ssl.SSLContext:
 
     Raises:
         OSError: a file cannot be used.
+        ValueError: it holds nothing of use.
     """
     context = ssl.create_default_context()
     if tls is None:
@@ -140,8 +186,12 @@ def make_context(tls: TLSConfig | None) -> ssl.SSLContext:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     else:
-        context.load_verify_locations(cafile=tls.ca_file)
+        # what is around the certificates may be in any language
+        context.load_verify_locations(cadata=read_regular(tls.ca_file, MAX_PEM)[0].decode("ascii", "ignore"))
     if tls.cert_file or tls.key_file:
+        for file in filter(None, (tls.cert_file, tls.key_file)):
+            # OpenSSL opens them itself, whatever they are
+            read_regular(file, MAX_PEM)
         # without a password OpenSSL would ask for one on the terminal
         context.load_cert_chain(tls.cert_file, tls.key_file, password="")
     return context

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Literal, NamedTuple, Protocol, Self
 
@@ -54,6 +54,29 @@ class Change(NamedTuple):
     provider: Provider
 
 
+Ready = Mapping[tuple[str, str], Provider]
+"""Plugins that are up, by their keys."""
+
+
+class _Seen(NamedTuple):
+    """What a look has found, for all who follow.
+
+    Attributes:
+        until: is set when something has changed since the look began.
+        up: who listens.
+        ready: those of them that provide something, where somebody asked.
+    """
+
+    until: anyio.Event
+    up: list[Provider]
+    ready: dict[Capability, Ready]
+
+    def of(self, wanted: Capability) -> tuple[anyio.Event, Ready]:
+        if wanted not in self.ready:
+            self.ready[wanted] = {provider.key: provider for provider in among(self.up, wanted)}
+        return self.until, self.ready[wanted]
+
+
 class Directory:
     """Finds plugins.
 
@@ -72,6 +95,8 @@ class Directory:
     def __init__(self, managed: Managed, watch: Callable[[Callable[[], None]], None], legacy: Legacy) -> None:
         self._managed, self._legacy = managed, legacy
         self.next = anyio.Event()
+        self._seen: _Seen | None = None
+        self._looking = anyio.Lock()
         watch(self._notice)
         legacy.watch(self._notice)
 
@@ -155,6 +180,30 @@ class Directory:
             found += [provider for provider in await self._legacy.all() if provider.name not in hidden]
         return among(found, wanted)
 
+    async def seen(self, capability: str, *, anew: bool) -> tuple[anyio.Event, Ready]:
+        """Return those that are up and provide something; of all who ask between two changes only the first looks.
+
+        Args:
+            capability: a valid one, see ``Capability.wanted``.
+            anew: look all the same: of some changes we hear a moment after they happened.
+
+        Returns:
+            What is set when that may not be so any more, and the plugins.
+        """
+        wanted = Capability.wanted(capability)
+        if anew:
+            return (await self._look()).of(wanted)
+        # who is cancelled while he looks leaves it to the next
+        async with self._looking:
+            if self._seen is None or self._seen.until is not self.next:
+                self._seen = await self._look()
+            return self._seen.of(wanted)
+
+    async def _look(self) -> _Seen:
+        # before looking: what happens meanwhile is looked at again
+        until = self.next
+        return _Seen(until, [provider for provider in await self.providers() if provider.up], {})
+
     def follow(self, capability: str) -> Following:
         """Return an iterator over the plugins that become ready with a capability, at every start and restart, and go.
 
@@ -178,7 +227,7 @@ class Following:
 
     def __init__(self, directory: Directory, capability: str) -> None:
         self._directory, self._capability = directory, capability
-        self._known: dict[tuple[str, str], Provider] = {}
+        self._known: Ready = {}
         self._next: anyio.Event | None = None
 
     def __aiter__(self) -> Self:
@@ -190,12 +239,11 @@ class Following:
         while True:
             if self._next is not None:
                 await self._next.wait()
-            # before looking: what happens meanwhile is looked at again
-            following = self._directory.next
-            found = await self._directory.providers(self._capability)
+            first = self._next is None
+            until, found = await self._directory.seen(self._capability, anew=first)
             # from here on nothing waits: who is cancelled has missed nothing
-            first, self._next = self._next is None, following
-            before, self._known = self._known, {provider.key: provider for provider in found if provider.up}
+            self._next = until
+            before, self._known = self._known, found
             gone = [Change("gone", one) for key, one in before.items() if not _lives_on(one, self._known.get(key))]
             ready = [Change("ready", one) for key, one in self._known.items() if not _lives_on(one, before.get(key))]
             if first or gone or ready:
@@ -204,6 +252,8 @@ class Following:
 
 def _lives_on(one: Provider, other: Provider | None) -> bool:
     """Tell whether a plugin is still what its users were told of."""
+    if one is other:
+        return True
     if other is None:
         return False
     return (one.run, one.address, one.capabilities) == (other.run, other.address, other.capabilities)

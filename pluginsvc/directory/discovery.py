@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +12,9 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from pluginsvc.directory.address import InvalidAddress, TLSConfig, parse
+from pluginsvc.directory.address import InvalidAddress, TLSConfig, parse, resolve
 from pluginsvc.errors import Internal
+from pluginsvc.fsutil import read_regular
 from pluginsvc.model.config import fold_keys
 
 MAX_FILE: Final = 64 * 1024
@@ -21,6 +22,8 @@ MAX_FILE: Final = 64 * 1024
 
 _ENDINGS: Final = (".sock", ".spec", ".json")
 _NAME_MAX: Final = 255
+MAX_FOLDERS: Final = 1000
+"""Most sub-directories that are watched."""
 _UNVERIFIED: Final = TLSConfig(insecure_skip_verify=True)
 
 
@@ -42,7 +45,8 @@ class Found:
         address: where it is called.
         socket: if that is a socket: its real path, for who connects follows no link at the socket itself.
         tls: how, where its address is ``https``.
-        stamps: of the file and of the socket that is there, so that one put in its place is told from it.
+        stamps: of the file, of the socket that is there and of the files of ``tls``, so that one put in the place of
+            any is told from it.
     """
 
     name: str
@@ -51,6 +55,27 @@ class Found:
     socket: Path | None
     tls: TLSConfig | None
     stamps: tuple[tuple[int, ...], ...]
+
+    @property
+    def run(self) -> str:
+        """What tells starts apart, also for daemons after us: the socket, which a process binds when it starts.
+
+        A process that listens at no socket of a file system may start again unseen, unless it writes its file anew.
+        """
+        file, socket, *_ = self.stamps
+        return "-".join(map(str, socket or file))
+
+
+class Plan(NamedTuple):
+    """What is to be watched.
+
+    Attributes:
+        places: directories, with the names in them that matter; ``None``: all.
+        left_out: sub-directories beyond ``MAX_FOLDERS``.
+    """
+
+    places: dict[Path, frozenset[str] | None]
+    left_out: int
 
 
 class Listing(NamedTuple):
@@ -81,25 +106,36 @@ def locate(directories: Iterable[Path], sockets: Path, name: str) -> Found | Non
 
     Args:
         directories: to look at, in order.
-        sockets: RUN/plugins; what leads there is ours, and is passed over.
+        sockets: RUN/plugins; what leads there, or by there to anywhere, is ours and is passed over.
         name: has to be ``plausible``.
 
     Raises:
-        BadPluginFile: the first file that there is cannot be used.
+        BadPluginFile: the first file that there is cannot be used; or there is none, and of some place that cannot be
+            told, which hides none that is elsewhere.
     """
-    ours = os.path.realpath(sockets)
+    ours = _ours(sockets)
+    unseen: BadPluginFile | None = None
     for directory in directories:
         for ending in _ENDINGS:
             for file in (directory / f"{name}{ending}", directory / name / f"{name}{ending}"):
                 try:
-                    found = _read(name, file)
+                    end = resolve(str(file), ours)
+                    status = os.lstat(end) if end is not None else None
                 except (FileNotFoundError, NotADirectoryError):
                     continue
                 except OSError as exc:
-                    raise BadPluginFile(file, exc.strerror or str(exc)) from exc
-                if found is not None and not (found.socket and found.socket.is_relative_to(ours)):
+                    unseen = unseen or BadPluginFile(file, exc.strerror or str(exc))
+                    continue
+                if end is not None and status is not None and (found := _read(name, file, end, status, ours)):
                     return found
+    if unseen is not None:
+        raise unseen
     return None
+
+
+def _ours(sockets: Path) -> frozenset[str]:
+    """Return RUN/plugins as it is given and as it is."""
+    return frozenset({str(sockets), os.path.realpath(sockets)})
 
 
 def scan(directories: Sequence[Path], sockets: Path) -> Listing:
@@ -109,9 +145,10 @@ def scan(directories: Sequence[Path], sockets: Path) -> Listing:
     """
     troubles: set[str] = set()
     names: set[str] = set()
+    ours = _ours(sockets)
     for directory in directories:
         try:
-            entries = os.listdir(directory)
+            entries = os.listdir(end) if (end := resolve(str(directory), ours)) else []
         except FileNotFoundError:
             continue
         except OSError as exc:
@@ -132,28 +169,44 @@ def scan(directories: Sequence[Path], sockets: Path) -> Listing:
     return Listing(plugins, frozenset(troubles))
 
 
-def places(directories: Iterable[Path], found: Iterable[Found]) -> dict[Path, frozenset[str] | None]:
-    """Return the directories in which a change matters, with the names that do; ``None``: all.
+def places(directories: Iterable[Path], sockets: Path, found: Iterable[Found]) -> Plan:
+    """Return the directories in which a change matters.
 
     For a directory that is missing that is the nearest one above it; of those that are there also the sub-directories,
     and those of the sockets that files lead to.
     """
     plan: dict[Path, frozenset[str] | None] = {}
+    ours = _ours(sockets)
+    folders: list[Path] = []
     for directory in directories:
         there = directory
-        while not there.is_dir() and there != there.parent:
+        while not _leads_to_directory(there, ours) and there != there.parent:
             there = there.parent
         if there == directory:
             plan[there] = None
             with suppress(OSError), os.scandir(directory) as entries:
                 for entry in entries:
-                    if entry.is_dir():
-                        _want(plan, directory / entry.name, *(f"{entry.name}{ending}" for ending in _ENDINGS))
+                    # of a link it is not asked where it leads before we know that it leads to nothing of ours
+                    is_one = entry.is_dir(follow_symlinks=False)
+                    if is_one or (entry.is_symlink() and _leads_to_directory(directory / entry.name, ours)):
+                        folders.append(directory / entry.name)
         else:
             _want(plan, there, directory.relative_to(there).parts[0])
+    # always the same ones
+    folders.sort()
+    for folder in folders[:MAX_FOLDERS]:
+        _want(plan, folder, *(f"{folder.name}{ending}" for ending in _ENDINGS))
     for socket in (one.socket for one in found if one.socket):
         _want(plan, socket.parent, socket.name)
-    return plan
+    return Plan(plan, len(folders[MAX_FOLDERS:]))
+
+
+def _leads_to_directory(path: Path, ours: Collection[str]) -> bool:
+    # one that loops leads nowhere, and keeps us from no other
+    with suppress(OSError):
+        end = resolve(str(path), ours)
+        return end is not None and stat.S_ISDIR(os.lstat(end).st_mode)
+    return False
 
 
 def _want(plan: dict[Path, frozenset[str] | None], directory: Path, *names: str) -> None:
@@ -162,57 +215,62 @@ def _want(plan: dict[Path, frozenset[str] | None], directory: Path, *names: str)
         plan[directory] = known.union(names)
 
 
-def _read(name: str, file: Path) -> Found | None:
-    """Return what a file tells; ``None``: it is none of those that do.
+def _read(name: str, file: Path, end: str, status: os.stat_result, ours: Collection[str]) -> Found | None:
+    """Return what a file tells; ``None``: it is none of those that do, or leads to what is ours.
+
+    Args:
+        name: of the plugin.
+        file: as it is told of.
+        end: where that really is.
+        status: of that.
+        ours: see ``resolve``.
 
     Raises:
-        OSError: it cannot be read, or is not there.
         BadPluginFile: it tells nothing of use.
     """
-    status = os.stat(file)
     try:
         if file.suffix == ".sock":
             is_one = stat.S_ISSOCK(status.st_mode)
-            return _found(name, file, f"unix://{os.path.abspath(file)}", _UNVERIFIED, ()) if is_one else None
-        raw, stamp = _content(file, status)
+            return _found(name, file, f"unix://{end}", _UNVERIFIED, (), ours) if is_one else None
+        raw, status = read_regular(end, MAX_FILE)
         if file.suffix == ".spec":
-            return _found(name, file, raw.decode().strip(), _UNVERIFIED, stamp)
+            return _found(name, file, raw.decode().strip(), _UNVERIFIED, _stamp(status), ours)
         spec = msgspec.convert(fold_keys(msgspec.json.decode(raw), _Json), _Json)
-        return _found(name, file, spec.addr, spec.tls_config, stamp)
+        return _found(name, file, spec.addr, spec.tls_config, _stamp(status), ours)
+    except FileNotFoundError:
+        # gone meanwhile
+        return None
+    except OSError as exc:
+        raise BadPluginFile(file, exc.strerror or str(exc)) from exc
     except InvalidAddress as exc:
         raise BadPluginFile(file, str(exc)) from exc
     except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
         raise BadPluginFile(file, f"its content is not what its ending says: {exc}") from exc
 
 
-def _content(file: Path, status: os.stat_result) -> tuple[bytes, tuple[int, ...]]:
-    if not stat.S_ISREG(status.st_mode):
-        raise BadPluginFile(file, "it is no regular file")
-
-    def opener(path: str, flags: int) -> int:
-        # it may be a pipe by now, into which nobody writes
-        return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
-
-    with open(file, "rb", opener=opener) as opened:
-        raw = opened.read(MAX_FILE + 1) or b""
-        stamp = _stamp(os.fstat(opened.fileno()))
-    if len(raw) > MAX_FILE:
-        raise BadPluginFile(file, f"it is larger than {MAX_FILE} bytes")
-    return raw, stamp
-
-
-def _found(name: str, file: Path, address: str, tls: TLSConfig | None, stamp: tuple[int, ...]) -> Found:
-    socket, _ = parse(address)
+def _found(
+    name: str, file: Path, address: str, tls: TLSConfig | None, stamp: tuple[int, ...], ours: Collection[str]
+) -> Found | None:
+    socket, url = parse(address)
     there: tuple[int, ...] = ()
     if socket is not None:
-        address = f"unix://{os.path.realpath(socket)}"
+        if (end := resolve(str(socket), ours)) is None:
+            return None
+        address = f"unix://{end}"
         socket, _ = parse(address)
-        with suppress(OSError):
-            there = _stamp(os.stat(socket or ""))
+        there = _stamp_of(end)
     if not address.isprintable():
         # it is shown to people and programs
         raise InvalidAddress(address)
-    return Found(name, file, address, socket, tls, (stamp, there))
+    files = filter(None, (tls.ca_file, tls.cert_file, tls.key_file)) if tls and url.scheme == "https" else ()
+    return Found(name, file, address, socket, tls, (stamp, there, *map(_stamp_of, files)))
+
+
+def _stamp_of(path: str) -> tuple[int, ...]:
+    # a name with a NUL is a ValueError
+    with suppress(OSError, ValueError):
+        return _stamp(os.stat(path))
+    return ()
 
 
 def _stamp(status: os.stat_result) -> tuple[int, ...]:

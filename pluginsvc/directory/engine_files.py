@@ -12,37 +12,43 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from pluginsvc.directory.links import Trouble, open_directory
+from pluginsvc.directory.links import Trouble, open_directory, target_of
 from pluginsvc.directory.published import Link
 from pluginsvc.fsutil import atomic_write, sync_dir
 
-_MARK = b"# Written by pluginsvc;"
-_HEAD = f"""{_MARK.decode()} do not edit: whenever a volume plugin comes or goes this file does as well.
+_HEAD = """\
+ do not edit: whenever a volume plugin comes or goes this file does as well.
 [engine.volume_plugins]
 """
+_ENDING = "\n \n"
+"""Nobody ends a file so by chance, and whoever reads one takes white space off (REF §5)."""
 # never longer than a name in the directory, and no engine takes it for a plugin
 _UNFINISHED = ".pluginsvc"
 
 
-def podman_conf(path: Path, links: Iterable[Link]) -> Iterator[Trouble]:
+def podman_conf(path: Path, sockets: Path, links: Iterable[Link]) -> Iterator[Trouble]:
     """Keep a file of Podman's configuration that names the volume plugins; with none to name, there is none. Blocks.
 
     Args:
         path: absolute; only a regular file that begins with our mark is ever replaced or deleted.
+        sockets: RUN/plugins, absolute; it is in the mark, so that the file of another daemon is not ours.
         links: what is published.
 
     Yields:
         What could not be done.
     """
+    mark = f"# Written by pluginsvc for {_toml(str(sockets))};".encode(errors="backslashreplace")
     lines = [f"{_toml(link.alias)} = {_toml(link.path)}\n" for link in sorted(links) if link.volumes]
-    text = "".join([_HEAD, *lines]).encode() if lines else None
+    text = mark + "".join([_HEAD, *lines]).encode() if lines else None
     try:
-        present = _content(path, max(len(text or b""), len(_MARK)) + 1)
+        _sweep(path)
+        present = _content(path, max(len(text or b""), len(mark)) + 1)
         if present == text:
             return
-        if present is not None and not present.startswith(_MARK):
+        if present is not None and not present.startswith(mark):
             if text:
-                yield Trouble(str(path), "no plugin is named to Podman: what is there is not ours, move it away")
+                why = "what is there is not ours, move it away, or set another podman-conf"
+                yield Trouble(str(path), f"no plugin is named to Podman: {why}")
         elif text is None:
             path.unlink()
             sync_dir(path.parent)
@@ -53,13 +59,15 @@ def podman_conf(path: Path, links: Iterable[Link]) -> Iterator[Trouble]:
         yield Trouble(str(path), f"it does not name Podman's plugins: {exc.strerror}; mend that, or set no podman-conf")
 
 
-def spec_files(directory: Path, publish_dir: Path, links: Iterable[Link]) -> Iterator[Trouble]:
+def spec_files(directory: Path, publish_dir: Path, sockets: Path, links: Iterable[Link]) -> Iterator[Trouble]:
     """Keep a file ``ALIAS.spec`` with the address of each published plugin. Blocks; one call at a time.
 
     Args:
         directory: of these files; made when the first is put. A regular file that has, to the byte, what we would have
-            written for its name is ours, and nothing else is touched.
+            written for its name is ours, and nothing else is touched. One whose link leads elsewhere than to our
+            sockets, or is no link, is that of another daemon with the same directories.
         publish_dir: of the links.
+        sockets: RUN/plugins, absolute.
         links: what is published.
 
     Yields:
@@ -71,9 +79,11 @@ def spec_files(directory: Path, publish_dir: Path, links: Iterable[Link]) -> Ite
         if folder is None:
             return
         try:
+            # of a daemon that was killed
+            _drop_unfinished(folder)
             for name in sorted(wanted | {name for name in os.listdir(folder) if name.endswith(".spec")}):
-                address = f"unix://{publish_dir}/{name.removesuffix('.spec')}.sock".encode()
-                if why := _keep(folder, name, address, wanted=name in wanted):
+                link = f"{publish_dir}/{name.removesuffix('.spec')}.sock"
+                if why := _keep(folder, name, link, str(sockets), wanted=name in wanted):
                     yield Trouble(f"{directory}/{name}", why)
         finally:
             os.close(folder)
@@ -82,28 +92,36 @@ def spec_files(directory: Path, publish_dir: Path, links: Iterable[Link]) -> Ite
         yield Trouble(str(directory), why)
 
 
-def _keep(folder: int, name: str, address: bytes, *, wanted: bool) -> str:
+def _keep(folder: int, name: str, link: str, sockets: str, *, wanted: bool) -> str:
     """Put or delete one file; return why it is not as it should be, or nothing."""
-    taken = f"what is there is not ours, move it away; the plugin is at {address.decode()}"
+    text = os.fsencode(f"unix://{link}{_ENDING}")
+    taken = f"what is there is not ours, move it away; the plugin is at unix://{link}"
     try:
-        present = _content(name, len(address) + 1, folder)
+        present = _content(name, len(text) + 1, folder)
         if wanted and present is None:
-            _put(folder, name, address)
-        elif wanted and present != address:
+            _put(folder, name, text)
+        elif wanted and present != text:
             return taken
-        elif present == address and not wanted:
+        elif present == text and not wanted and not _of_another(link, sockets):
             os.unlink(name, dir_fd=folder)
     except FileExistsError:
         return taken
     except OSError as exc:
-        return str(exc.strerror)
+        if not wanted:
+            return f"it leads to no plugin any more, and cannot be deleted: {exc.strerror}; delete it"
+        advice = "mend that, or install the plugin with another --alias"
+        return f"there is no file for the plugin at unix://{link}: {exc.strerror}; {advice}"
     return ""
+
+
+def _of_another(link: str, sockets: str) -> bool:
+    """Tell whether there is something at the place of a link that is not ours."""
+    target = target_of(link)
+    return not target.startswith(f"{sockets}/") if target else os.path.lexists(link)
 
 
 def _put(folder: int, name: str, data: bytes) -> None:
     """Make a file, whole from its first moment, where nothing is."""
-    # of a daemon that was killed
-    _drop_unfinished(folder)
     fd = os.open(_UNFINISHED, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=folder)
     try:
         # our umask lets nobody in
@@ -119,8 +137,19 @@ def _put(folder: int, name: str, data: bytes) -> None:
 
 
 def _drop_unfinished(folder: int) -> None:
-    with suppress(FileNotFoundError):
+    # whoever cannot write there is told of the file that he wanted to put
+    with suppress(OSError):
         os.unlink(_UNFINISHED, dir_fd=folder)
+
+
+def _sweep(path: Path) -> None:
+    """Delete what a daemon that was killed has left of a file that it was about to replace; see ``atomic_write``."""
+    with suppress(OSError):
+        for name in os.listdir(path.parent):
+            found = re.fullmatch(rf"\.{re.escape(path.name)}\.([0-9]+)\.[0-9a-f]{{8}}", name)
+            # we are not at it now; another that lives may be
+            if found is not None and (int(found[1]) == os.getpid() or not os.path.exists(f"/proc/{found[1]}")):
+                (path.parent / name).unlink()
 
 
 def _content(path: str | Path, size: int, folder: int | None = None) -> bytes | None:

@@ -9,18 +9,19 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, Final
 
 import anyio
 import anyio.abc
 import msgspec
 import structlog
-from anyio import to_thread
 
+from pluginsvc.directory.aside import Aside, Shared
 from pluginsvc.directory.discovery import BadPluginFile, Found, locate, plausible, scan
 from pluginsvc.directory.lookout import Lookout
 from pluginsvc.directory.provider import Provider
 from pluginsvc.directory.rpc import RETRY_FOR, BadAnswer, Client, PluginFault
+from pluginsvc.directory.silent import Silent
 from pluginsvc.errors import NotFound
 from pluginsvc.model.plugin import Capability
 
@@ -32,8 +33,10 @@ _WAITS = (1.0, 2.0, 4.0, 8.0)
 """Seconds before each further look for a plugin that is waited for (REF §5)."""
 _SHORTLY = 4.0
 """Seconds for which activation is tried again where nobody asked to wait: a plugin that starts binds, then listens."""
-_MAX_HOLD = 60.0
-_AT_ONCE = 32
+_AT_ONCE = 128
+_LOOKUPS = 8
+_MAX_TOLD = 100
+"""Files of no use that are named in the log at once."""
 _log = structlog.get_logger()
 
 
@@ -68,15 +71,6 @@ class _Flight:
     error: Exception | None = None
 
 
-class _Failure(NamedTuple):
-    """A plugin that did not answer, and is left out of lists until ``until``."""
-
-    found: Found
-    reason: str
-    hold: float
-    until: float
-
-
 class Legacy:
     """The plugins that others run.
 
@@ -100,13 +94,20 @@ class Legacy:
         self._watchers: list[Callable[[], None]] = []
         self._active: dict[str, tuple[Found, Provider]] = {}
         self._flights: dict[Found, _Flight] = {}
-        self._failures: dict[str, _Failure] = {}
+        self._silent = Silent(clock)
         self._told = frozenset[str]()
-        self._lookout = Lookout(self._directories, lambda: [found for found, _ in self._active.values()], clock)
+        self._listed: list[Found] = []
+        self._scanning, self._locating = Aside(1), Aside(_LOOKUPS)
+        self._scans = Shared(self._scan)
+        self._asking = anyio.Lock()
+        self._lookout = Lookout(self._directories, sockets, self._in_use, clock)
 
     def watch(self, call: Callable[[], None]) -> None:
         """Have ``call``, which does not wait, called whenever a plugin may have come or gone."""
         self._watchers.append(call)
+
+    def _in_use(self) -> list[Found]:
+        return [found for found, _ in self._active.values()]
 
     def _tell(self) -> None:
         for call in self._watchers:
@@ -139,10 +140,24 @@ class Legacy:
 
         One that does not answer to its only try is left out, and is asked again when its file changes or after a while:
         the longer, the longer that took and the more often it did, so that lists are not always late because of it.
+        After a few seconds the list is whatever has answered, also where the directories do not.
         """
+        deadline = anyio.current_time() + ACTIVATE_TIMEOUT + 1
+        listed: list[Found] | None = None
+        with anyio.CancelScope(deadline=deadline):
+            listed = await self._scans.get()
+            # who comes later finds active or failed what was asked meanwhile
+            async with self._asking:
+                await self._ask(listed, deadline)
+        if listed is None:
+            _log.warning("legacy.late", error="the directories were not read in time; the list is that of before")
+        providers = map(self._known, self._listed if listed is None else listed)
+        return sorted((provider for provider in providers if provider), key=lambda provider: provider.name)
+
+    async def _scan(self) -> list[Found]:
         before = dict(self._active)
-        plugins, troubles = await to_thread.run_sync(scan, self._directories, self._sockets)
-        for trouble in sorted(troubles - self._told):
+        plugins, troubles = await self._scanning.run(scan, self._directories, self._sockets)
+        for trouble in sorted(troubles - self._told)[:_MAX_TOLD]:
             _log.warning("legacy.trouble", error=trouble)
         self._told = troubles
         names = {found.name for found in plugins}
@@ -150,21 +165,24 @@ class Legacy:
             # one that has become active meanwhile may have come after the look
             if name not in names and self._active.get(name) is active:
                 self._drop(name)
-        self._failures = {name: failure for name, failure in self._failures.items() if name in names}
-        providers: list[Provider] = []
+        self._silent.keep(names)
+        self._listed = plugins
+        return plugins
+
+    async def _ask(self, listed: Iterable[Found], deadline: float) -> None:
+        """Activate those that are not and have not failed just now, by one try each."""
         limit = anyio.CapacityLimiter(_AT_ONCE)
 
         async def ask(found: Found) -> None:
             async with limit:
-                if (provider := await self._answering(found)) is not None:
-                    providers.append(provider)
+                if found not in self._silent:
+                    await self._try(found, deadline)
 
+        # those that never failed first, in case the time is too short for all
+        rest = [found for found in listed if self._known(found) is None and found not in self._silent]
         async with anyio.create_task_group() as group:
-            for found in plugins:
-                failure = self._failures.get(found.name)
-                if failure is None or failure.found != found or failure.until <= self._clock():
-                    group.start_soon(ask, found)
-        return sorted(providers, key=lambda provider: provider.name)
+            for found in sorted(rest, key=lambda found: self._silent.before(found.name)):
+                group.start_soon(ask, found)
 
     async def _found(self, name: str, *, wait: bool) -> Found:
         if not plausible(name):
@@ -174,7 +192,7 @@ class Legacy:
         while True:
             changed = self._lookout.next
             try:
-                found = await to_thread.run_sync(locate, self._directories, self._sockets, name)
+                found = await self._locating.run(locate, self._directories, self._sockets, name)
                 if found is not None:
                     return found
                 raise LegacyNotFound(name)  # noqa: TRY301 - both reasons are waited for
@@ -243,11 +261,11 @@ class Legacy:
             enabled=True,
             state="legacy",
             up=True,
-            run=_run(found),
+            run=found.run,
             client=client,
         )
         self._active[found.name] = found, provider
-        self._failures.pop(found.name, None)
+        self._silent.forget(found.name)
         # for whoever had left it out; and its socket is to be watched
         self._lookout.look_at(self._clock())
         return provider
@@ -260,31 +278,22 @@ class Legacy:
         if self._active.pop(name, None) is not None:
             self._tell()
 
-    async def _answering(self, found: Found) -> Provider | None:
-        """Return it if it is active, or answers to one try; ``None``: that failed, which is kept in mind."""
+    async def _try(self, found: Found, deadline: float) -> None:
+        """Activate it by one try; that it failed, or did not come to an end in time, is kept in mind."""
         started = self._clock()
         try:
             # somebody else may be at it, with more patience
-            with anyio.fail_after(ACTIVATE_TIMEOUT + 1):
-                return await self._activated(found, 0.0)
-        except (PluginFault, TimeoutError) as exc:
-            reason = exc.reason if isinstance(exc, PluginFault) else "it took too long"
-        known = self._failures.get(found.name)
-        again = known if known is not None and known.found == found else None
-        if again is None or again.reason != reason:
-            _log.warning("legacy.silent", plugin=found.name, file=str(found.file), error=reason)
-        took = self._clock() - started
-        hold = min(_MAX_HOLD, max(1.0, 12 * took, 2 * again.hold if again else 0.0))
-        until = self._clock() + hold
-        self._failures[found.name] = _Failure(found, reason, hold, until)
-        self._lookout.look_at(until)
-        return None
+            await self._activated(found, 0.0)
+        except PluginFault as exc:
+            self._set_aside(found, exc.reason, started)
+        except Exception as exc:  # noqa: BLE001 - see below
+            # whatever it is, the others are listed
+            _log.exception("legacy.failed", plugin=found.name)
+            self._set_aside(found, str(exc) or type(exc).__name__, started)
+        except anyio.get_cancelled_exc_class():
+            if anyio.current_time() >= deadline:
+                self._set_aside(found, "it took too long", started)
+            raise
 
-
-def _run(found: Found) -> str:
-    """Return what tells starts apart, also for daemons after us: the socket, which a process binds when it starts.
-
-    A process that listens at no socket of a file system may start again unseen, unless it writes its file anew.
-    """
-    file, socket = found.stamps
-    return "-".join(map(str, socket or file))
+    def _set_aside(self, found: Found, reason: str, started: float) -> None:
+        self._lookout.look_at(self._silent.add(found, reason, started=started))

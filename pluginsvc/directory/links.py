@@ -67,7 +67,7 @@ def keep(
             try:
                 os.unlink(name, dir_fd=folder)
             except OSError as exc:
-                yield name, f"it leads to no plugin any more, and cannot be deleted: {exc.strerror}"
+                yield name, f"it leads to no plugin any more, and cannot be deleted: {exc.strerror}; delete it"
     for claim in claims:
         if not claim.put or held.get(claim.name) == claim.target:
             continue
@@ -84,7 +84,7 @@ def _put(folder: int, claim: Claim) -> str:
     except FileExistsError:
         return "what is there is not ours, move it away"
     except OSError as exc:
-        return str(exc.strerror)
+        return f"{exc.strerror}, mend that"
     return ""
 
 

@@ -37,23 +37,33 @@ class Scope:
         rootfs: the plugin's ``/``.
         mount: its propagated mount, as it calls it; empty: it has none.
         propagated: the same, as the host calls it.
+        binds: what its operator has given it of the host, by the plugin's name of it; later ones cover earlier ones.
     """
 
     rootfs: Path
     mount: str
     propagated: Path
+    binds: tuple[tuple[str, Path], ...] = ()
 
     def host(self, path: str) -> Path:
         """Return the host's name of a path of the plugin's: by whole components (REF 7.46), and never outside of it.
 
+        What its operator has bound into it counts as its own; of mounts in one another the inner one is meant.
         Symbolic links are the plugin's own and may lead anywhere; who follows them looks where they lead.
         """
-        # two slashes at the beginning are kept by normpath
-        clean = posixpath.normpath(f"/{path.lstrip('/')}")
-        mount = posixpath.normpath(f"/{self.mount.lstrip('/')}")
-        if self.mount and (clean == mount or clean.startswith(f"{mount.rstrip('/')}/")):
-            return self.propagated / clean[len(mount) :].lstrip("/")
-        return self.rootfs / clean.lstrip("/")
+        clean = _normal(path)
+        found, rest, longest = self.rootfs, clean, 0
+        mounts = ((self.mount, self.propagated), *self.binds) if self.mount else self.binds
+        for inside, outside in mounts:
+            mount = _normal(inside)
+            if len(mount) >= longest and (clean == mount or clean.startswith(f"{mount.rstrip('/')}/")):
+                found, rest, longest = outside, clean[len(mount) :], len(mount)
+        return found / rest.lstrip("/")
+
+
+def _normal(path: str) -> str:
+    # two slashes at the beginning are kept by normpath
+    return posixpath.normpath(f"/{path.lstrip('/')}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

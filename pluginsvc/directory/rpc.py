@@ -18,6 +18,7 @@ from anyio import to_thread
 from anyio.abc import ByteStream
 
 from pluginsvc.directory.address import TLSConfig, UnixStream, connected, make_context, parse
+from pluginsvc.directory.aside import Aside
 from pluginsvc.directory.exchange import Exchange, NoHTTP
 from pluginsvc.errors import Internal, Unavailable
 
@@ -49,7 +50,13 @@ class PluginFault(Exception):
 
 
 class PluginUnreachable(PluginFault, Unavailable):
-    """A plugin took no connection, or gave no answer to the call, or none in time."""
+    """A plugin took no connection, or gave no answer to the call, or none in time.
+
+    Attributes:
+        sent: whether it was connected at any try, so that it may have done what it was asked to.
+    """
+
+    sent = False
 
 
 class PluginUntrusted(PluginFault, Unavailable):
@@ -108,6 +115,7 @@ class Client:
         self._address, self._name = address, name or address
         self._tls = tls
         self._context: ssl.SSLContext | None = None
+        self._aside = Aside(1)
         self._clock, self._sleep = clock, sleep
 
     async def call(
@@ -133,10 +141,12 @@ class Client:
         body = b"" if argument is None else msgspec.json.encode(argument)
         started = self._clock()
         wait = 1.0
+        sent = False
         while True:
             try:
                 return await self._call(method, body, timeout)
             except PluginUnreachable as exc:
+                exc.sent = sent = sent or exc.sent
                 if self._clock() - started + wait >= retry_for:
                     raise
                 _log.info("rpc.retry", plugin=self._name, method=method, wait=wait, error=exc.reason)
@@ -168,10 +178,11 @@ class Client:
             PluginUntrusted: no TLS that can be trusted.
             BadAnswer: no HTTP, or the body did not end well.
         """
-        answered = False
+        sent = answered = False
         try:
             with anyio.fail_after(timeout or None):
                 stream = await self._connect(method)
+                sent = True
                 try:
                     answer = Exchange(stream)
                     await answer.post(self._url.host_port_subcomponent or "", f"/{method}", _HEADERS, body)
@@ -187,7 +198,9 @@ class Client:
                 # the plugin may have done what it was asked to: not to be tried again
                 raise self._bad(method, reason) from exc
             text = f"{method}: no answer from plugin {self._name} at {self._address}: {reason}: see that it runs"
-            raise PluginUnreachable(text, plugin=self._name, method=method, reason=reason) from exc
+            unreachable = PluginUnreachable(text, plugin=self._name, method=method, reason=reason)
+            unreachable.sent = sent
+            raise unreachable from exc
 
     async def _connect(self, method: str) -> ByteStream:
         with anyio.fail_after(CONNECT_TIMEOUT):
@@ -198,15 +211,16 @@ class Client:
                 return await anyio.connect_tcp(host, port)
             if self._context is None:
                 try:
-                    self._context = await to_thread.run_sync(make_context, self._tls)
-                except OSError as exc:
+                    # its files may be where a mount hangs
+                    self._context = await self._aside.run(make_context, self._tls)
+                except (OSError, ValueError) as exc:
                     raise self._untrusted(method, exc) from exc
             try:
                 return await anyio.connect_tcp(host, port, ssl_context=self._context, tls_standard_compatible=False)
             except ssl.SSLCertVerificationError as exc:
                 raise self._untrusted(method, exc) from exc
 
-    def _untrusted(self, method: str, exc: OSError) -> PluginUntrusted:
+    def _untrusted(self, method: str, exc: Exception) -> PluginUntrusted:
         text = (
             f"{method}: no trusted TLS connection to plugin {self._name} at {self._address}: {exc}: "
             "check CAFile, CertFile and KeyFile of its TLSConfig"

@@ -1,37 +1,51 @@
 """Volumes as operators use them: each, and each mount of one, is a lease on its plugin (REF 3.13, 7.38).
 
-A plugin that is called may have done its work though nobody waits for it any more. So a change goes on without its
-caller, and a lease is given back only when the plugin has said how it went. If the daemon ends before, it stays: a
-volume that is used must not lose its plugin, and to remove the volume takes away what is left.
+A plugin that is called may have done its work though nobody waits for it any more, or nobody understands its answer. So
+a change goes on without its caller, and a lease is given back only when the plugin has refused or was never reached.
+Otherwise, also if the daemon ends before, it stays: a volume that is used must not lose its plugin, and to remove the
+volume takes away what is left.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from typing import Any, Final, Protocol, TypeVar
+import shlex
+from collections.abc import Awaitable, Callable, Hashable, Mapping
+from typing import Any, Protocol, TypeVar
 
 import anyio
 import msgspec
 
 from pluginsvc.directory.directory import Directory
 from pluginsvc.directory.provider import PluginDisabled, Provider
-from pluginsvc.directory.rpc import PluginFault, PluginRefused
-from pluginsvc.directory.volumes import CAPABILITY, NoSuchVolume, Volume, VolumeDriver
-from pluginsvc.errors import InvalidParameter, PluginsvcError
-from pluginsvc.model.lease import PluginLease
+from pluginsvc.directory.rpc import PluginFault, PluginRefused, PluginUnreachable, PluginUntrusted
+from pluginsvc.directory.volume_leases import (
+    HOLDER,
+    Leases,
+    VolumeLeases,
+    VolumeMounted,
+    check_length,
+    check_name,
+    mount_of,
+)
+from pluginsvc.directory.volumes import (
+    CAPABILITY,
+    BadMountpoint,
+    FileSystemHangs,
+    NoSuchVolume,
+    Volume,
+    VolumeDriver,
+)
+from pluginsvc.errors import PluginsvcError, Unavailable
 
-HOLDER: Final = "volumes"
-"""Holder of the leases."""
-
-_LONGEST_NAME = 160
-_USER = re.compile(r"\S{1,64}")
 T = TypeVar("T")
 
 
-class InvalidVolume(InvalidParameter):
-    """A volume cannot have this name, or be used by somebody of this name."""
+class MayBeDone(PluginFault, Unavailable):
+    """A plugin was asked to make or mount a volume, and nobody knows whether it has; it stays in use."""
+
+    def __init__(self, fault: PluginFault, undo: str) -> None:
+        text = f"{fault}: it may have been done all the same: `pluginctl volume {undo}` takes away what is left"
+        super().__init__(text, plugin=fault.plugin, method=fault.method, reason=fault.reason)
 
 
 class VolumeView(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
@@ -41,7 +55,7 @@ class VolumeView(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
         name: whatever the plugin calls it.
         plugin: its name.
         scope: ``local`` or ``global``.
-        mountpoint: on the host; empty while it has none.
+        mountpoint: on the host; empty while it has none, in lists also if it is of no use.
         created_at: as the plugin says it.
         status: what else it says.
     """
@@ -73,15 +87,11 @@ class Everything(msgspec.Struct, frozen=True, rename="pascal"):
     failed: list[Failure]
 
 
-class Owner(Protocol):
+class Owner(Leases, Protocol):
     """What is asked of the manager."""
 
     async def finish(self, name: str, key: Hashable, work: Callable[[], Awaitable[T]]) -> T:
         """Run ``work`` by itself, one at a time for a key; once begun it goes on without its caller."""
-        ...
-
-    async def leases(self, name: str) -> Sequence[PluginLease]:
-        """Return who uses a plugin."""
         ...
 
 
@@ -99,6 +109,7 @@ class Volumes:
 
     def __init__(self, directory: Directory, owner: Owner, *, patience: float = 10.0) -> None:
         self._directory, self._owner = directory, owner
+        self._leases = VolumeLeases(directory, owner)
         self._patience = patience
 
     async def all(self) -> Everything:
@@ -133,7 +144,7 @@ class Volumes:
         Raises:
             NoSuchVolume: the plugin does not have it.
         """
-        check_name(name)
+        check_length(name)
         provider = await self._directory.lookup(plugin, CAPABILITY)
         driver = VolumeDriver(provider)
         volume = await driver.get(name)
@@ -145,61 +156,108 @@ class Volumes:
         purpose = f"volume {name}"
 
         async def work(plugin: str) -> str:
-            async with self._leased(plugin, purpose) as (provider, count):
+            provider, count = await self._leases.acquire(plugin, purpose)
+            try:
                 await VolumeDriver(provider).create(name, options)
+            except PluginFault as exc:
+                if _may_be_done(exc) and count == 1:
+                    raise MayBeDone(exc, f"rm {_words(provider, name)}") from exc
+                await self._leases.release(provider, purpose)
+                raise
             if count > 1:
                 # it was there before, and is one volume still
-                await self._release(provider, purpose)
+                await self._leases.release(provider, purpose)
             return provider.name
 
         return await self._change("create", plugin, name, work)
 
-    async def remove(self, plugin: str, name: str) -> None:
+    async def remove(self, plugin: str, name: str, *, force: bool = False) -> None:
         """Remove a volume, and all leases that were for it.
 
+        Args:
+            plugin: has it.
+            name: whatever the plugin calls it.
+            force: also if it is mounted.
+
         Raises:
+            VolumeMounted: somebody has mounted it.
             NoSuchVolume: the plugin does not have it any more; the leases are gone now.
         """
-        check_name(name)
+        check_length(name)
 
         async def work(plugin: str) -> None:
             provider = await self._directory.lookup(plugin, CAPABILITY)
+            if not force and (users := await self._leases.users(provider, name)):
+                raise VolumeMounted(provider.name, name, users)
             driver = VolumeDriver(provider)
             try:
                 await driver.remove(name)
             except PluginRefused as exc:
                 if await _has(driver, name):
                     raise
-                await self._forget(provider, name)
+                await self._leases.forget(provider, name)
                 raise NoSuchVolume(provider.name, name) from exc
-            await self._forget(provider, name)
+            await self._leases.forget(provider, name)
 
         await self._change("remove", plugin, name, work)
 
     async def mount(self, plugin: str, name: str, user: str) -> str:
         """Mount a volume, which has to be there, for somebody, and return where on the host it is."""
-        purpose = _mount_of(name, user)
+        check_name(name)
+        purpose = mount_of(name, user)
 
         async def work(plugin: str) -> str:
-            async with self._leased(plugin, purpose) as (provider, _):
-                return await VolumeDriver(provider).mount(name, user)
+            provider, _ = await self._leases.acquire(plugin, purpose)
+            driver = VolumeDriver(provider)
+            undo = f"unmount {_words(provider, name, user)}"
+            try:
+                return await driver.mount(name, user)
+            except (BadMountpoint, FileSystemHangs) as exc:
+                try:
+                    await driver.unmount(name, user)
+                except PluginFault:
+                    raise MayBeDone(exc, undo) from exc
+                await self._leases.release(provider, purpose)
+                raise
+            except PluginFault as exc:
+                if _may_be_done(exc):
+                    raise MayBeDone(exc, undo) from exc
+                await self._leases.release(provider, purpose)
+                raise
 
         return await self._change("mount", plugin, name, work)
 
     async def unmount(self, plugin: str, name: str, user: str) -> None:
-        """Undo one mount; of a plugin that was disabled by force only the lease is left to be given back."""
-        purpose = _mount_of(name, user)
+        """Undo one mount; of a plugin that was disabled by force only the lease is left to be given back.
+
+        Raises:
+            NotMounted: the plugin is managed, and was not called by ``mount`` for this volume and user.
+        """
+        check_length(name)
+        purpose = mount_of(name, user)
 
         async def work(plugin: str) -> None:
             provider = await self._directory.lookup(plugin, CAPABILITY)
-            await VolumeDriver(provider).unmount(name, user)
-            await self._release(provider, purpose)
+            await self._leases.require_mounted(provider, name, user)
+            try:
+                await VolumeDriver(provider).unmount(name, user)
+            except PluginRefused as exc:
+                if not provider.plugin_id:
+                    raise
+                end = shlex.join(["pluginctl", "release", provider.name, "--holder", HOLDER, "--purpose", purpose])
+                text = f"{exc.reason}: if it is not mounted any more, say so with `{end}`"
+                raise PluginRefused(
+                    plugin=exc.plugin, method=exc.method, reason=text, http_status=exc.http_status
+                ) from exc
+            await self._leases.release(provider, purpose)
 
         try:
             await self._change("unmount", plugin, name, work)
         except PluginDisabled:
             # the host's side of the mount goes with the last lease
-            await self._directory.release(plugin, holder=HOLDER, purpose=purpose)
+            provider = await self._directory.find(plugin)
+            await self._leases.require_mounted(provider, name, user)
+            await self._leases.release(provider, purpose)
 
     async def _change(self, verb: str, plugin: str, name: str, work: Callable[[str], Awaitable[T]]) -> T:
         """Do something to a volume, not at the same time as something else to it."""
@@ -207,46 +265,18 @@ class Volumes:
         found = provider.plugin_id or provider.name
         return await self._owner.finish(f"{verb} volume {name}", ("volume", found, name), lambda: work(found))
 
-    @asynccontextmanager
-    async def _leased(self, plugin: str, purpose: str) -> AsyncIterator[tuple[Provider, int]]:
-        """Take a lease, give it back if the block fails, and give the block its plugin and how often it is held now."""
-        provider, lease = await self._directory.acquire(plugin, CAPABILITY, holder=HOLDER, purpose=purpose)
-        try:
-            yield provider, 1 if lease is None else lease.count
-        except Exception:
-            await self._release(provider, purpose)
-            raise
 
-    async def _release(self, provider: Provider, purpose: str, *, everything: bool = False) -> None:
-        if provider.plugin_id:
-            await self._directory.release(provider.plugin_id, holder=HOLDER, purpose=purpose, everything=everything)
-
-    async def _forget(self, provider: Provider, name: str) -> None:
-        """Give back the leases of a volume that is gone: its own, and those of mounts that were never undone."""
-        if not provider.plugin_id:
-            return
-        for lease in await self._owner.leases(provider.plugin_id):
-            # who mounts has no blanks in it, volumes may
-            if lease.purpose == f"volume {name}" or lease.purpose.rpartition(" by ")[0] == f"mount of {name}":
-                await self._release(provider, lease.purpose, everything=True)
+def _may_be_done(fault: PluginFault) -> bool:
+    """Tell whether a plugin may have done what it was asked to, though the call failed."""
+    if isinstance(fault, PluginUnreachable):
+        return fault.sent
+    return not isinstance(fault, PluginRefused | PluginUntrusted)
 
 
-def check_name(name: str) -> None:
-    """Check the name of a volume: it is shown in errors, tables and leases.
-
-    Raises:
-        InvalidVolume: it is empty, too long, or could not be printed on a line.
-    """
-    if not 0 < len(name) <= _LONGEST_NAME or not name.isprintable() or not name.strip():
-        raise InvalidVolume(f"invalid volume name: it has to be 1 to {_LONGEST_NAME} printable characters")
-
-
-def _mount_of(name: str, user: str) -> str:
-    """Return the purpose of a lease for a mount."""
-    check_name(name)
-    if not _USER.fullmatch(user) or not user.isprintable():
-        raise InvalidVolume("invalid ID of who mounts: it has to be 1 to 64 printable characters without blanks")
-    return f"mount of {name} by {user}"
+def _words(provider: Provider, name: str, user: str | None = None) -> str:
+    """Return what follows a command about a volume."""
+    words = ["-d", provider.name, *([] if user is None else ["--id", user])]
+    return shlex.join([*words, *(["--"] if name.startswith("-") else []), name])
 
 
 async def _views(provider: Provider) -> list[VolumeView]:
@@ -260,6 +290,6 @@ async def _views(provider: Provider) -> list[VolumeView]:
 async def _has(driver: VolumeDriver, name: str) -> bool:
     """Tell whether a plugin still has a volume; one that does not say has it."""
     try:
-        return any(volume.name == name for volume in await driver.list())
+        return name in await driver.names()
     except PluginFault:
         return True

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
-import anyio
 import msgspec
-from anyio import to_thread
 
-from pluginsvc.directory.provider import Provider, Scope
-from pluginsvc.directory.rpc import BadAnswer, PluginRefused, printable
-from pluginsvc.errors import NotFound
+from pluginsvc.directory import mountpoints
+from pluginsvc.directory.mountpoints import Hangs, Place
+from pluginsvc.directory.provider import Provider
+from pluginsvc.directory.rpc import BadAnswer, PluginFault, PluginRefused, printable
+from pluginsvc.errors import Internal, NotFound, Unavailable
 
 CAPABILITY: Final = "volumedriver/1.0"
 
 _LONG, _SHORT = 120.0, 60.0
 """Seconds for Create and Mount, and for the rest."""
-
-_LOOK = 10.0
-"""Seconds to see where mountpoints lead; the file system that a plugin has mounted on the way may hang."""
 
 
 class NoSuchVolume(NotFound):
@@ -32,12 +27,28 @@ class NoSuchVolume(NotFound):
         super().__init__(f"no such volume {name!r} of plugin {plugin}: create it, or look for it with `volume ls`")
 
 
+class BadMountpoint(PluginFault, Internal):
+    """A plugin has answered, and nobody can use the path that it says."""
+
+    def __init__(self, *, plugin: str, method: str, reason: str) -> None:
+        text = f"{method}: the Mountpoint of plugin {plugin} is of no use: {reason}"
+        super().__init__(text, plugin=plugin, method=method, reason=reason)
+
+
+class FileSystemHangs(PluginFault, Unavailable):
+    """What a plugin has mounted does not answer, so that its Mountpoint cannot be looked at."""
+
+    def __init__(self, *, plugin: str, method: str, reason: str) -> None:
+        text = f"{method}: {reason}: see `pluginctl logs {plugin}`, or unmount it with `umount -l`"
+        super().__init__(text, plugin=plugin, method=method, reason=reason)
+
+
 class Volume(msgspec.Struct, frozen=True, kw_only=True):
     """A volume as its plugin describes it.
 
     Attributes:
         name: whatever the plugin calls it; may be any text.
-        mountpoint: on the host; empty while it has none.
+        mountpoint: on the host; empty while it has none, in lists also if it is of no use.
         created_at: as the plugin says it, empty if it does not.
         status: what else it says.
     """
@@ -75,6 +86,10 @@ class _Scoped(msgspec.Struct, frozen=True):
     scope: str | None = None
 
 
+class _Named(msgspec.Struct, frozen=True):
+    name: str | None = None
+
+
 class _Volume(msgspec.Struct, frozen=True):
     name: str | None = None
     mountpoint: str | None = None
@@ -89,7 +104,8 @@ class VolumeDriver:
     """Calls one volume plugin.
 
     Every method raises ``PluginFault``: with the plugin's own text if it says ``Err``, ``BadAnswer`` for an answer that
-    is not what it has to be. Paths in answers are the host's, and not outside of a managed plugin's own directories.
+    is not what it has to be. Paths in answers are the host's, and not outside of a managed plugin's own directories and
+    of what its operator has bound into it: ``BadMountpoint``, or ``FileSystemHangs``.
 
     Args:
         provider: provides ``CAPABILITY``.
@@ -107,21 +123,24 @@ class VolumeDriver:
         await self._call("Remove", _SHORT, {"Name": name}, _Answer)
 
     async def mount(self, name: str, user: str) -> str:
-        """Make a volume usable; return its mountpoint.
+        """Make a volume usable; return its mountpoint, of a managed plugin a directory that there is.
 
         Args:
             name: of the volume.
             user: who wants it, as ``unmount`` will say it again.
+
+        Raises:
+            BadMountpoint, FileSystemHangs: it is mounted, and of no use.
         """
         found = await self._call("Mount", _LONG, {"Name": name, "ID": user}, _Mounted)
         if not found.mountpoint:
-            raise self._bad("Mount", "it has no Mountpoint")
-        return (await self._hosts("Mount", [found.mountpoint]))[0]
+            raise self._useless("Mount", "there is none")
+        return await self._place("Mount", found.mountpoint, directory=True)
 
     async def path(self, name: str) -> str:
         """Return the mountpoint of a volume, empty while it has none."""
         found = await self._call("Path", _SHORT, {"Name": name}, _Mounted)
-        return (await self._hosts("Path", [found.mountpoint or ""]))[0]
+        return await self._place("Path", found.mountpoint or "")
 
     async def unmount(self, name: str, user: str) -> None:
         """Say that somebody does not use a volume any more."""
@@ -137,12 +156,23 @@ class VolumeDriver:
         if not found.volume:
             raise NoSuchVolume(self._provider.name, name)
         # under the name that was asked for: that is how it is found again
-        return (await self._volumes("Get", [found.volume | {"Name": name}]))[0]
+        volume = self._read("Get", found.volume | {"Name": name}, _Volume)
+        return _as_volume(volume, await self._place("Get", volume.mountpoint or ""))
 
     async def list(self) -> Sequence[Volume]:
         """Return all volumes, in the plugin's order."""
         found = await self._call("List", _SHORT, {}, _Listed)
-        return await self._volumes("List", found.volumes or [])
+        volumes = [self._read("List", document, _Volume) for document in found.volumes or []]
+        try:
+            places = await self._places([volume.mountpoint or "" for volume in volumes])
+        except Hangs:
+            places = [Place()] * len(volumes)
+        return [_as_volume(volume, place.path) for volume, place in zip(volumes, places, strict=True)]
+
+    async def names(self) -> Sequence[str]:
+        """Return the names of all volumes, wherever they are mounted."""
+        found = await self._call("List", _SHORT, {}, _Listed)
+        return [self._read("List", document, _Named).name or "" for document in found.volumes or []]
 
     async def scope(self) -> str:
         """Return ``global`` if the plugin's volumes are the same on all hosts, else ``local``.
@@ -172,57 +202,32 @@ class VolumeDriver:
         except msgspec.ValidationError as exc:
             raise self._bad(call, str(exc)) from exc
 
-    async def _volumes(self, call: str, documents: Sequence[dict[str, Any]]) -> Sequence[Volume]:
-        found = [self._read(call, document, _Volume) for document in documents]
-        mountpoints = await self._hosts(call, [each.mountpoint or "" for each in found])
-        return [
-            Volume(name=each.name or "", mountpoint=path, created_at=each.createdat or "", status=each.status)
-            for each, path in zip(found, mountpoints, strict=True)
-        ]
+    async def _place(self, call: str, path: str, *, directory: bool = False) -> str:
+        """Return where a path is on the host, an empty one as it is."""
+        try:
+            (place,) = await self._places([path])
+        except Hangs as exc:
+            reason = f"the file system at or above {exc.path} does not answer"
+            raise FileSystemHangs(plugin=self._provider.name, method=f"VolumeDriver.{call}", reason=reason) from exc
+        if place.trouble:
+            raise self._useless(call, place.trouble)
+        if directory and not place.directory:
+            text = f"{place.path} is no directory on the host: what the plugin mounts there is seen by others only in"
+            raise self._useless(call, f"{text} its propagatedMount, or in a mount of type bind with the option rshared")
+        return place.path
 
-    async def _hosts(self, call: str, paths: Sequence[str]) -> Sequence[str]:
-        """Return where paths are on the host, empty ones as they are."""
+    async def _places(self, paths: Sequence[str]) -> Sequence[Place]:
         scope = self._provider.scope
         if scope is None or not any(paths):
-            return paths
-        try:
-            with anyio.fail_after(_LOOK):
-                return await to_thread.run_sync(_inside, scope, paths, abandon_on_cancel=True)
-        except TimeoutError as exc:
-            raise self._bad(call, "the file system at its Mountpoint does not answer") from exc
-        except OSError as exc:
-            raise self._bad(call, f"its Mountpoint cannot be looked at: {exc.strerror}") from exc
-        except ValueError as exc:
-            raise self._bad(call, str(exc)) from exc
+            return [Place(path, directory=True) for path in paths]
+        return await mountpoints.look(scope, paths)
 
     def _bad(self, call: str, reason: str) -> BadAnswer:
         return BadAnswer(plugin=self._provider.name, method=f"VolumeDriver.{call}", reason=reason)
 
-
-def _inside(scope: Scope, paths: Sequence[str]) -> Sequence[str]:
-    """Return the host's names of a plugin's paths. Blocks.
-
-    Raises:
-        ValueError: one of them leads elsewhere by symbolic links, which the plugin can put as it likes.
-        OSError: one of them cannot be followed.
-    """
-    bases = [_real(scope.rootfs), _real(scope.propagated)]
-    found = []
-    for path in paths:
-        place = scope.host(path) if path else None
-        if place is not None and not any(_real(place).is_relative_to(base) for base in bases):
-            raise ValueError(f"its Mountpoint {path[:200]!r} leads out of the plugin")
-        found.append("" if place is None else str(place))
-    return found
+    def _useless(self, call: str, reason: str) -> BadMountpoint:
+        return BadMountpoint(plugin=self._provider.name, method=f"VolumeDriver.{call}", reason=reason)
 
 
-def _real(path: Path) -> Path:
-    """Return a path without symbolic links; what is mounted there is not asked, unlike by ``realpath``."""
-    try:
-        node = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
-        return Path(os.path.realpath(path))
-    try:
-        return Path(f"/proc/self/fd/{node}").readlink()
-    finally:
-        os.close(node)
+def _as_volume(found: _Volume, mountpoint: str) -> Volume:
+    return Volume(name=found.name or "", mountpoint=mountpoint, created_at=found.createdat or "", status=found.status)

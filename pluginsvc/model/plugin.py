@@ -14,7 +14,7 @@ import msgspec
 from pluginsvc.errors import InvalidParameter
 from pluginsvc.model.digest import Digest
 
-_WANTED = re.compile(r"(?:([a-z0-9.-]+)\.)?([a-z0-9_-]+)(?:/([a-z0-9]+(?:\.[a-z0-9]+)*))?")
+_WANTED = re.compile(r"(?:([a-z0-9.-]+)\.)?([a-z0-9_-]+)(?:/([0-9][a-z0-9]*(?:\.[a-z0-9]+)*))?")
 
 
 class InvalidCapability(InvalidParameter):
@@ -44,6 +44,9 @@ class Capability(msgspec.Struct, frozen=True, order=True):
     @classmethod
     def wanted(cls, text: str) -> Self:
         """Read what somebody looks for: a name in any case, ``docker.`` before it and ``/VERSION`` after it optional.
+
+        A version begins with a digit: what comes after the name in a URL and does not is another endpoint. A plugin
+        may say another one of itself, and is then found without.
 
         Raises:
             InvalidCapability: it is no such thing.

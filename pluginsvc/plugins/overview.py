@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections import Counter
 from collections.abc import AsyncGenerator
-from typing import cast
+from typing import NamedTuple, cast
 
 from pluginsvc.directory.provider import Provider
 from pluginsvc.errors import Conflict
@@ -19,6 +19,7 @@ from pluginsvc.plugins.inventory import Entry, PluginNotFound
 from pluginsvc.plugins.parts import Parts
 from pluginsvc.plugins.providers import provider
 from pluginsvc.plugins.supervise import Supervisor
+from pluginsvc.runtime.executor import Instance
 from pluginsvc.runtime.processes import TITLES
 from pluginsvc.state import journal, plugins
 
@@ -33,6 +34,18 @@ class NotRunning(Conflict):
         super().__init__(f"plugin {name} is not running")
 
 
+class _Basis(NamedTuple):
+    """All that a ``Provider`` is made of, and that changes."""
+
+    entry: Entry
+    instance: Instance | None
+    state: State
+
+    def same(self, other: _Basis) -> bool:
+        # an entry is replaced whole; to compare two by their content would cost more than what is saved
+        return self.entry is other.entry and self.instance is other.instance and self.state == other.state
+
+
 class Overview:
     """What is there, what it does, and who uses it.
 
@@ -44,6 +57,7 @@ class Overview:
     def __init__(self, parts: Parts, supervisor: Supervisor) -> None:
         self._parts = parts
         self._supervisor = supervisor
+        self._providers: dict[str, tuple[_Basis, Provider]] = {}
 
     def list_json(self, filters: dict[str, list[str]]) -> bytes:
         """Return the body of the plugin list; see ``Inventory.listing``."""
@@ -71,7 +85,18 @@ class Overview:
         return [self._provider(entry) for entry in self._parts.inventory]
 
     def _provider(self, entry: Entry) -> Provider:
-        return provider(self._parts, entry, self._supervisor.instance(entry.record.id))
+        plugin_id, inventory = entry.record.id, self._parts.inventory
+        instance = self._supervisor.instance(plugin_id)
+        basis = _Basis(entry, instance, inventory.status(plugin_id).state)
+        known, found = self._providers.get(plugin_id, (None, None))
+        if found is None or known is None or not basis.same(known):
+            found = provider(self._parts, entry, instance)
+            self._providers[plugin_id] = basis, found
+            if len(self._providers) > len(inventory):
+                # some are gone
+                there = {one.record.id for one in inventory}
+                self._providers = {key: kept for key, kept in self._providers.items() if key in there}
+        return found
 
     def states(self) -> Counter[State]:
         """Return how many plugins there are in each state."""

@@ -39,5 +39,10 @@ def provider(parts: Parts, entry: Entry, instance: Instance | None) -> Provider:
             rootfs=Path(parts.disk.rootfs(record.id, record.generation)),
             mount=config.propagated_mount,
             propagated=parts.disk.propagated(record.id),
+            binds=tuple(
+                (mount.destination, Path(mount.source))
+                for mount in record.settings.mounts
+                if mount.type == "bind" and mount.source and mount.source.startswith("/")
+            ),
         ),
     )

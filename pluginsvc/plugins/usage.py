@@ -6,6 +6,7 @@ import sqlite3
 import time
 
 from pluginsvc.directory.provider import NoCapability, PluginDisabled
+from pluginsvc.directory.volume_leases import HOLDER
 from pluginsvc.errors import Conflict
 from pluginsvc.model.lease import PluginLease, holders
 from pluginsvc.model.plugin import Capability
@@ -24,7 +25,8 @@ class PluginInUse(Conflict):
 
     def __init__(self, name: str, leases: list[PluginLease]) -> None:
         self.name, self.leases = name, leases
-        super().__init__(f"plugin {name} is in use by {holders(leases)}: release it there, or use force")
+        how = " (see `pluginctl volume`)" if any(lease.holder == HOLDER for lease in leases) else ""
+        super().__init__(f"plugin {name} is in use by {holders(leases)}: release it there{how}, or use force")
 
 
 async def acquire(

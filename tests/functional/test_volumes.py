@@ -75,6 +75,7 @@ async def test_life_of_a_volume(engine: Engine, driver: Driver, place: Path) -> 
     assert await engine.call("GET", vol) == (200, [shown])
     assert await engine.call("GET", f"{V1}/volumes") == (200, {"Volumes": [shown], "Failed": []})
     driver.answers["Mount"] = {"Mountpoint": "/mnt/vol/v"}
+    (place / "propagated-mount" / "v").mkdir()
     body = {"Name": "v", "ID": "web"}
     mounted = await engine.call("POST", f"{vol}/mount", json=body)
     assert mounted == (200, {"Mountpoint": str(place / "propagated-mount" / "v")})
@@ -83,6 +84,11 @@ async def test_life_of_a_volume(engine: Engine, driver: Driver, place: Path) -> 
         409,
         "plugin vol:latest is in use by volumes (volume v), volumes (mount of v by web)",
     )
+    assert await engine.call("POST", f"{vol}/remove", json={"Name": "v"}) == (
+        409,
+        {"message": "volume v of plugin vol:latest is mounted by web: unmount it, or use --force"},
+    )
+    assert (await engine.call("POST", f"{vol}/unmount", json=body | {"ID": "db"}))[0] == 409
     assert (await engine.call("POST", f"{vol}/unmount", json=body))[0] == 204
     assert (await engine.call("POST", f"{vol}/remove", json={"Name": "v"}))[0] == 204
     assert (await engine.call("POST", "/plugins/vol/disable"))[0] == 200
@@ -114,8 +120,10 @@ async def test_plugins_with_words_of_the_path(engine: Engine, memory: MemoryMana
         ("create", {"Name": "v", "Options": {"size": 1}}),
         ("create", {"Name": "v", "Options": None}),
         ("create", {"Name": "v", "ID": "x"}),
-        ("inspect", {"Name": "a\n"}),
+        ("create", {"Name": "a\n"}),
+        ("inspect", {"Name": 4097 * "a"}),
         ("remove", {"Name": ["v"]}),
+        ("remove", {"Name": "v", "Force": 1}),
         ("mount", {"Name": "v"}),
         ("mount", {"Name": "v", "ID": ""}),
         ("unmount", {"Name": "v", "ID": "a b"}),
@@ -173,6 +181,27 @@ async def test_pluginctl(ctl: Ctl, driver: Driver, memory: MemoryManager, place:
     assert await memory.leases("vol") == []
 
 
+async def test_force(ctl: Ctl, driver: Driver, memory: MemoryManager) -> None:
+    """rm of a mounted volume is refused with who has it mounted, and done with --force."""
+    await ctl("create", "-d", "vol", "v")
+    await ctl("mount", "-d", "vol", "v")
+    refused = await ctl("rm", "-d", "vol", "v", status=1)
+    assert refused.stderr.endswith("is mounted by pluginctl: unmount it, or use --force\n")
+    assert (await ctl("rm", "-f", "-d", "vol", "v")).stdout == "v\n"
+    assert await memory.leases("vol") == []
+
+
+async def test_one_value_is_one_line(ctl: Ctl, driver: Driver, place: Path) -> None:
+    """Ends of lines and tabs in names and paths are escaped where a line is one of them."""
+    name = "a\n\tb"
+    (place / "rootfs" / name).mkdir()
+    driver.volumes = [name]
+    driver.answers["Mount"] = {"Mountpoint": f"/{name}"}
+    assert (await ctl("ls", "-q")).stdout == "a\\u000a\\u0009b\n"
+    assert (await ctl("mount", "-d", "vol", "v")).stdout == f"{place}/rootfs/a\\u000a\\u0009b\n"
+    assert (await ctl("rm", "-d", "vol", name)).stdout == "a\\u000a\\u0009b\n"
+
+
 async def test_options(ctl: Ctl, driver: Driver) -> None:
     """Options come to the plugin as docker sends them, and one without a key is refused."""
     await ctl("create", "-d", "vol", "-o", "size=1m", "-o", "a=b=c", "-o", "flag", "v")
@@ -188,7 +217,7 @@ async def test_pluginctl_goes_on(ctl: Ctl, driver: Driver) -> None:
     shown = await ctl("inspect", "-d", "vol", "a", "b", status=1)
     assert json.loads(shown.stdout) == []
     assert shown.stderr.splitlines() == 2 * ["pluginctl: VolumeDriver.Get: no  [2J idea"]
-    removed = await ctl("rm", "-d", "vol", "a\n", "b", status=1)
+    removed = await ctl("rm", "-d", "vol", "", "b", status=1)
     assert removed.stdout == "b\n"
     assert removed.stderr.startswith("pluginctl: invalid volume name")
 

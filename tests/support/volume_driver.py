@@ -1,11 +1,14 @@
-"""A volume plugin in memory, for what needs no real one."""
+"""A volume plugin in memory, for what needs no real one, and a file system that hangs."""
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import os
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ class Driver:
         calls: those it got, with the volume's name.
         options: of the last Create.
         held: while set, a call waits for it after ``holding`` is set.
+        garbled: calls that are done, and answered with what is no JSON.
     """
 
     def __init__(self) -> None:
@@ -32,8 +36,9 @@ class Driver:
         self.options: object = None
         self.held: anyio.Event | None = None
         self.holding = anyio.Event()
+        self.garbled: set[str] = set()
 
-    async def serve(self, call: str, argument: dict[str, Any]) -> object:
+    async def serve(self, call: str, argument: dict[str, Any], rootfs: Path) -> object:
         name = argument.get("Name", "")
         self.calls.append((call, name))
         self.options = argument.get("Opts", self.options)
@@ -50,17 +55,37 @@ class Driver:
             self.volumes.append(name)
         if call == "Remove":
             self.volumes.remove(name)
+        if call == "Mount" and rootfs.is_dir():
+            (rootfs / name).mkdir(exist_ok=True)
         return {"Mountpoint": f"/{name}", "Volume": {"Name": name}, "Volumes": [{"Name": n} for n in self.volumes]}
 
     @asynccontextmanager
     async def at(self, place: Path) -> AsyncIterator[None]:
-        """Listen."""
+        """Listen; what is mounted without an answer of its own is a directory in ``rootfs`` beside."""
 
         async def script(writer: asyncio.StreamWriter) -> None:
             head, body = peer.seen[-1]
-            answer = json.dumps(await self.serve(head.split()[1].rpartition(".")[2], json.loads(body))).encode()
+            call = head.split()[1].rpartition(".")[2]
+            answer = json.dumps(await self.serve(call, json.loads(body), place.parent / "rootfs")).encode()
+            answer = b'{"Err":' if call in self.garbled else answer
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(answer) + answer)
             await writer.drain()
 
         async with plugin(script, place) as peer:
             yield
+
+
+@contextmanager
+def hanging(point: Path) -> Iterator[None]:
+    """Mount a file system that answers nothing; needs root."""
+    device = os.open("/dev/fuse", os.O_RDWR)
+    try:
+        options = f"fd={device},rootmode=40000,user_id=0,group_id=0".encode()
+        assert ctypes.CDLL(None).mount(b"hanging", str(point).encode(), b"fuse", 0, options) == 0
+        try:
+            yield
+        finally:
+            subprocess.run(["umount", "-l", point], check=True)
+    finally:
+        # whoever waits for it gets an error now
+        os.close(device)

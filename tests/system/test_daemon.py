@@ -9,8 +9,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -302,6 +304,49 @@ def test_hup_takes_over_what_may_change(tmp_path: Path) -> None:
         reload('registry-mirrors = ["https://m.test/path"]\n', "registry-mirrors: 'https://m.test/path' is not")
         info = json.loads(daemon.cli().run("info", "--format", "{{json .RegistryConfig.IndexConfigs}}").stdout)
         assert "two.test:5000" in info
+
+
+@contextmanager
+def silent_guard(folder: Path, config: Path) -> Iterator[socket.socket]:
+    """Name in a configuration a legacy plugin that takes connections and never answers; give its socket."""
+    with socket.socket(socket.AF_UNIX) as guard:
+        guard.bind(str(folder / "guard.sock"))
+        guard.listen()
+        guard.settimeout(30)
+        config.write_text(f"legacy-dirs = ['{folder}']\n[authorization]\nplugins = ['guard']\n")
+        yield guard
+
+
+def test_term_is_heard_while_guards_are_looked_for(tmp_path: Path) -> None:
+    """TERM ends a daemon that looks for those that guard it at once and in good order: at a start, and at a reload."""
+    config = tmp_path / "c.toml"
+    config.touch()
+    with tempfile.TemporaryDirectory() as folder, running_daemon("--config", str(config)) as daemon:
+        config.write_text(f"legacy-dirs = ['{folder}']\n")
+        assert daemon.stop() == 0
+        daemon.start()
+        with silent_guard(Path(folder), config) as guard:
+            assert daemon.proc
+            daemon.proc.signal(signal.SIGHUP)
+            guard.accept()[0].close()
+            daemon.proc.signal(signal.SIGTERM)
+            assert daemon.proc.wait() == 0
+            assert "daemon.reload" not in daemon.log()
+            words: list[str | Path] = [PROGRAM, *daemon.serve(), *daemon.flags]
+            proc = procs.start(words, log=tmp_path / "log", env=parts.env())
+            try:
+                connection, _ = guard.accept()
+                proc.signal(signal.SIGTERM)
+                # much less than for how long it would go on asking
+                assert proc.wait(timeout=10) == 0
+                connection.close()
+            finally:
+                proc.end()
+            lines = (tmp_path / "log").read_text().splitlines()
+            assert [line.split()[3] for line in lines[-2:]] == ["daemon.stopping", "daemon.stopped"]
+            assert not procs.accepts(daemon.socket)
+        config.write_text("")
+        daemon.start()
 
 
 def test_socket_mode_and_stale_socket(daemon: Daemon) -> None:

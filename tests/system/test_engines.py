@@ -301,7 +301,7 @@ def test_upgraded_and_killed_in_use(host: Host, pod: Podman, docker: DockerCLI) 
     works("3")
     files = [host.top / place for place in ("conf.d/pluginsvc.conf", f"spec/{ALIAS}.spec", "mnt/state")]
     before = [(file.lstat().st_ino, file.lstat().st_mtime_ns) for file in files]
-    (host.top / "spec" / "gone.spec").write_text(f"unix://{host.daemon.published}/gone.sock")
+    (host.top / "spec" / "gone.spec").write_text(f"unix://{host.daemon.published}/gone.sock\n \n")
     (host.top / "mnt" / "gone").symlink_to(host.daemon.root / "plugins" / ("0" * 64) / "propagated-mount")
     host.daemon.start()
     works("4")

@@ -119,6 +119,22 @@ def test_what_is_published_is_no_legacy_plugin(own: Daemon, plugins: Path, folde
     assert listed(own) == [("pub/vol:latest", "managed")]
 
 
+def test_socket_that_leads_out(own: Daemon, plugins: Path, folder: Callable[..., Path], tmp_path: Path) -> None:
+    """A managed plugin that puts a link in the place of its socket does not have us call another socket of the host."""
+    assert Api(own.socket).create("pub/vol", pack(folder())).status == 204
+    Plugin(own, "pub/vol").enable()
+    socket = (plugins / "pub-vol.sock").readlink()
+    (plugins / "again.spec").write_text(f"unix://{plugins}/pub-vol.sock")
+    with legacy_plugin(tmp_path / "host.sock") as calls:
+        socket.unlink()
+        socket.symlink_to(tmp_path / "host.sock")
+        for name in ("pub-vol", "again"):
+            assert lookup(own, name)[0] == 404
+        assert ("pub-vol", "legacy") not in listed(own)
+        assert ("again", "legacy") not in listed(own)
+        assert calls == []
+
+
 def test_told_of_while_it_comes_and_goes(own: Daemon, plugins: Path) -> None:
     """A daemon that was killed finds a legacy plugin again, and one that is unusable says so once in its log."""
     (plugins / "bad.json").write_text("{")

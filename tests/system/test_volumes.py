@@ -6,15 +6,19 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from anyio.from_thread import start_blocking_portal
 from click.testing import CliRunner, Result
 
 from pluginsvc.client.pluginctl import main
 from tests.support import procs
 from tests.support.daemon import Daemon, running_daemon
 from tests.support.unruly import make
+from tests.support.volume_driver import Driver, hanging
 from tests.support.wire import Api, Connection, pack
 
 pytestmark = pytest.mark.root
@@ -85,7 +89,8 @@ def test_the_life_of_a_volume(daemon: Daemon, api: Api, plugin_id: str, volume: 
     assert row == ["p:latest", "v", "local", str(place)]
     assert purposes(api) == {"volume v": 1, "mount of v by pluginctl": 1}
 
-    assert "it is mounted" in volume("rm", "-d", "p", "v", status=1).stderr
+    assert "is mounted by pluginctl: unmount it" in volume("rm", "-d", "p", "v", status=1).stderr
+    assert "it is mounted" in volume("rm", "--force", "-d", "p", "v", status=1).stderr
     assert purposes(api) == {"volume v": 1, "mount of v by pluginctl": 1}
     assert volume("unmount", "-d", "p", "v").stdout == "v\n"
     assert volume("rm", "-d", "p", "v").stdout == "v\n"
@@ -184,3 +189,49 @@ def test_not_there(daemon: Daemon, api: Api, plugin_id: str, volume: Ctl) -> Non
     assert "no such volume" in volume("rm", "-d", "p", "v", status=1).stderr
     assert volume("ls", "-q").stdout == ""
     assert purposes(api) == {}
+
+
+@contextmanager
+def answering(daemon: Daemon, **config: Any) -> Iterator[tuple[Driver, str]]:
+    """Give what answers for an enabled plugin ``p``, in its place, and the plugin's ID."""
+    found = make(daemon, "p", "well", Interface={"Socket": "p.sock", "Types": ["docker.volumedriver/1.0"]}, **config)
+    found.enable()
+    sockets = daemon.run / "plugins" / found.id
+    (sockets / "p.sock").unlink()
+    driver = Driver()
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(driver.at(sockets / "p.sock")):
+        yield driver, found.id
+
+
+def test_a_file_system_that_hangs(daemon: Daemon, api: Api, volume: Ctl) -> None:
+    """A volume below a file system that hangs is listed, to look at it is an error, and the daemon ends at once."""
+    with answering(daemon, PropagatedMount="/mnt/state") as (driver, plugin_id):
+        base = daemon.root / "plugins" / plugin_id / "propagated-mount"
+        (base / "v").mkdir()
+        driver.answers["List"] = {"Volumes": [{"Name": "data", "Mountpoint": "/mnt/state/v/data"}]}
+        driver.answers["Get"] = {"Volume": {"Mountpoint": "/mnt/state/v/data"}}
+        driver.answers["Mount"] = {"Mountpoint": "/mnt/state/v/data"}
+        with hanging(base / "v"):
+            assert volume("ls", "-q").stdout == "data\n"
+            assert daemon.proc
+            threads = Path(f"/proc/{daemon.proc.pid}/task")
+            before = len(list(threads.iterdir()))
+            for words in (("inspect", "-d", "p", "data"), ("mount", "-d", "p", "data")):
+                refused = volume(*words, status=1).stderr
+                assert f"the file system at or above {base}/v/data does not answer: see `pluginctl logs p" in refused
+            assert driver.calls[-1] == ("Unmount", "data")
+            assert purposes(api) == {}
+            assert len(list(threads.iterdir())) == before
+            assert daemon.stop() == 0
+
+
+def test_a_bind(daemon: Daemon, api: Api, volume: Ctl, tmp_path: Path) -> None:
+    """A volume in a directory of the host that its operator has given the plugin is where that is; another is none."""
+    (tmp_path / "v").mkdir()
+    given = {"Destination": "/x", "Source": str(tmp_path), "Type": "bind", "Options": ["rbind", "rshared"]}
+    with answering(daemon, Mounts=[given]) as (driver, _):
+        driver.answers["Mount"] = {"Mountpoint": "/x/v"}
+        assert volume("mount", "-d", "p", "v").stdout == f"{tmp_path}/v\n"
+        driver.answers["Mount"] = {"Mountpoint": "/y/w"}
+        assert "is no directory on the host" in volume("mount", "-d", "p", "w", status=1).stderr
+        assert purposes(api) == {"mount of v by pluginctl": 1}

@@ -29,7 +29,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api": _LOW | {"plugins", "directory", "events"},
     "client": _LOW,
     "wiring": _UP_TO_SIX | {"config"},
-    "daemon": _UP_TO_SIX | {"config", "wiring"},
+    "reload": _UP_TO_SIX | {"config", "wiring"},
+    "daemon": _UP_TO_SIX | {"config", "wiring", "reload"},
     "__main__": _UP_TO_SIX | {"config", "daemon"},
 }
 """Rooms each room may import, besides itself. Only the top row has ``config``."""

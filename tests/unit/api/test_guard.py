@@ -17,10 +17,10 @@ import anyio
 import pytest
 from aiohttp import web
 
-from pluginsvc.api import bodies
+from pluginsvc.api import bodies, guard
 from pluginsvc.api.app import make_app, serve
 from pluginsvc.api.bodies import chunks, read_json
-from pluginsvc.api.guard import MAX_BODY
+from pluginsvc.api.guard import LARGE, MAX_BODY, TURNS
 from pluginsvc.api.listeners import Listener, TcpListener, TlsFiles, UnixListener
 from pluginsvc.api.middleware import make_edge
 from pluginsvc.api.replies import empty, json_reply
@@ -36,16 +36,23 @@ JSON = "Content-Type: application/json"
 
 
 class Noting(Chain):
-    """Keeps what it is asked; allows all, or nothing."""
+    """Keeps what it is asked; allows all, or nothing; takes its time over large bodies where ``held`` is an event."""
 
     def __init__(self) -> None:
         super().__init__(MemoryManager().directory)
-        self.rules = Rules(("someone",))
+        self.names: tuple[str, ...] = ("someone",)
         self.asked: list[Inquiry] = []
         self.denies = False
+        self.held: anyio.Event | None = None
+
+    @property
+    def rules(self) -> Rules:
+        return Rules(self.names)
 
     async def ask(self, inquiry: Inquiry) -> None:
         self.asked.append(inquiry)
+        if self.held is not None and len(inquiry.request_body) > LARGE:
+            await self.held.wait()
         if self.denies:
             raise Denied("someone", "no")
 
@@ -136,7 +143,7 @@ async def test_as_dockerd_tells_it(house: House) -> None:
     [
         (b"GET /echo HTTP/1.0", "/echo"),
         (b"OPTIONS /whatever HTTP/1.1", "/whatever"),
-        (b"GET http://foo/echo?x=%zz HTTP/1.1", "http://foo/echo?x=%zz"),
+        (b"GET http://foo/echo?x=%41 HTTP/1.1", "http://foo/echo?x=%41"),
         (b"GET /v1.99/echo HTTP/1.1", "/v1.99/echo"),
         (b"GET /v1.40/ech%6f HTTP/1.1", "/v1.40/ech%6f"),
     ],
@@ -152,6 +159,23 @@ async def test_what_has_no_route_is_not_asked_about(house: House, head: bytes) -
     """Unknown paths and those that are only redirected reach nobody who could be guarded."""
     status, _ = await house.send(head + b"\r\nHost: h\r\nConnection: close\r\n\r\n")
     assert status in {404, 301}
+    assert house.chain.asked == []
+
+
+@pytest.mark.parametrize("path", ["/echo#", "/echo#y", "/v1.40/echo?x#y", "http://h/echo#y"])
+async def test_what_would_be_cut_off(house: House, path: str) -> None:
+    """A target with a fragment is not found: plugins would see another path than the one that is served."""
+    assert (await house.post(path, b""))[0] == 404
+    assert house.chain.asked == []
+
+
+@pytest.mark.parametrize(
+    ("query", "text"),
+    [("a=1;b=2", "invalid semicolon separator in query"), ("a=1&b=%zz", 'invalid URL escape "%zz"')],
+)
+async def test_queries_that_can_be_read_in_two_ways(house: House, query: str, text: str) -> None:
+    """What Go does not accept as a query is refused, and nobody is asked about it."""
+    assert await house.post(f"/echo?{query}", b"") == (400, {"message": text})
     assert house.chain.asked == []
 
 
@@ -198,6 +222,10 @@ async def test_chunks(house: House) -> None:
     head = f"POST /echo HTTP/1.1\r\nHost: h\r\nConnection: close\r\n{JSON}\r\nTransfer-Encoding: chunked\r\n\r\n"
     assert await house.send(head.encode() + b"2\r\n[1\r\n3\r\n,2]\r\n0\r\n\r\n") == (200, [1, 2])
     assert house.chain.asked[0].request_body == b"[1,2]"
+    large = "x" * LARGE * 2
+    body = b"%x\r\n%b\r\n" * 2 % (LARGE, b'"' + large[1:LARGE].encode(), LARGE + 2, large[LARGE:].encode() + b'x"')
+    assert await house.send(head.encode() + body + b"0\r\n\r\n") == (200, large)
+    assert house.chain.asked[1].request_body == f'"{large}"'.encode()
     assert "Transfer-Encoding" not in house.chain.asked[0].request_headers
 
 
@@ -259,6 +287,66 @@ async def test_archives_are_not_held_back(house: House) -> None:
     assert house.chain.asked[0].request_body == b""
 
 
+async def large_ones(house: House, group: anyio.abc.TaskGroup, answers: list[int]) -> None:
+    """Send as many requests with large bodies as are held at a time, and wait until they are."""
+    house.chain.held = anyio.Event()
+
+    async def post() -> None:
+        answers.append((await house.post("/echo?raw", b"1" * (LARGE + 1), JSON))[0])
+
+    for _ in range(TURNS):
+        group.start_soon(post)
+    with anyio.fail_after(10):
+        while len(house.chain.asked) < TURNS:  # noqa: ASYNC110 - nothing tells
+            await anyio.sleep(0.01)
+
+
+async def test_large_bodies_take_turns(house: House) -> None:
+    """A few large bodies are held at a time, the others stay with their clients; what is small or has none goes on."""
+    answers: list[int] = []
+    async with anyio.create_task_group() as group:
+        await large_ones(house, group, answers)
+        assert house.chain.held
+        reader, writer = await asyncio.open_unix_connection(str(house.socket))
+        head = (
+            f"POST /echo?raw HTTP/1.1\r\nHost: h\r\nConnection: close\r\n{JSON}\r\nContent-Length: {MAX_BODY}\r\n\r\n"
+        )
+        writer.write(head.encode() + b"1" * MAX_BODY)
+        assert await house.post("/echo?raw", b"1" * LARGE, JSON) == (200, LARGE)
+        assert (await house.post("/echo", b""))[0] == 200
+        assert (await house.post("/echo?raw", b"1" * (LARGE + 1)))[0] == 200
+        # most of it has not even been read
+        assert writer.transport.get_write_buffer_size() > MAX_BODY // 2
+        assert len(house.chain.asked) == TURNS + 3
+        house.chain.held.set()
+        with anyio.fail_after(5):
+            assert (await reader.read()).endswith(f"\r\n\r\n{MAX_BODY}\n".encode())
+        writer.close()
+    assert answers == [200] * TURNS
+
+
+async def test_a_turn_is_not_waited_for_long(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no large body gets its turn for too long, the client is told why; who went away is not in the way."""
+    monkeypatch.setattr(guard, "TURN_WITHIN", 0.1)
+    answers: list[int] = []
+    async with anyio.create_task_group() as group:
+        await large_ones(house, group, answers)
+        assert house.chain.held
+        status, answer = await house.post("/echo?raw", b"1" * (LARGE + 1), JSON)
+        assert status == 503
+        assert "8 requests with JSON bodies of more than 65536 bytes" in answer["message"]
+        house.chain.held.set()
+    assert answers == [200] * TURNS
+    assert (await house.post("/echo?raw", b"1" * (LARGE + 1), JSON))[0] == 200
+
+
+async def test_a_body_is_not_kept_for_a_stream(house: House) -> None:
+    """The body of a GET is shown, and then dropped: a stream would hold it for hours."""
+    head = f"GET /echo?raw HTTP/1.1\r\nHost: h\r\nConnection: close\r\n{JSON}\r\nContent-Length: 3\r\n\r\n[1]"
+    assert await house.send(head.encode()) == (200, 0)
+    assert house.chain.asked[0].request_body == b"[1]"
+
+
 async def test_a_slow_sender(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """A body that does not come in time is waited for no longer, and nobody is asked."""
     monkeypatch.setattr(bodies, "JSON_TIMEOUT", 0.1)
@@ -271,7 +359,7 @@ async def test_a_slow_sender(house: House, monkeypatch: pytest.MonkeyPatch) -> N
 
 async def test_nobody_to_ask(house: House) -> None:
     """Where no plugin is configured, nobody is asked and no body is read ahead."""
-    house.chain.rules = Rules()
+    house.chain.names = ()
     assert await house.post("/echo?raw", b"x" * (MAX_BODY + 1), JSON) == (200, MAX_BODY + 1)
     assert house.chain.asked == []
 

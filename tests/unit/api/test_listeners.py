@@ -276,13 +276,20 @@ def test_tls_files_that_cannot_be_used(tmp_path: Path, tls: TlsFiles) -> None:
     other = Authority(tmp_path / "other").client("x")
     empty, locked = tmp_path / "empty.pem", tmp_path / "locked.pem"
     empty.touch()
+    os.mkfifo(tmp_path / "pipe")
+    huge = tmp_path / "huge"
+    huge.touch()
+    os.truncate(huge, 1024 * 1024 + 1)
     key = serialization.load_pem_private_key(tls.key.read_bytes(), None)
     secret = serialization.BestAvailableEncryption(b"secret")
     locked.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, secret))
     for files, named in [
         (replace(tls, ca=tmp_path / "none"), "none: it cannot be read: No such file"),
         (replace(tls, cert=tmp_path / "none"), "none: it cannot be read"),
-        (replace(tls, key=tmp_path), f"{tmp_path}: it cannot be read: Is a directory"),
+        (replace(tls, key=tmp_path), f"{tmp_path}: it cannot be read: it is no regular file"),
+        (replace(tls, ca=tmp_path / "pipe"), "pipe: it cannot be read: it is no regular file"),
+        (replace(tls, cert=Path("/dev/zero")), "/dev/zero: it cannot be read: it is no regular file"),
+        (replace(tls, key=huge), "huge: it cannot be read: it is larger than 1048576 bytes"),
         (replace(tls, ca=empty), "empty.pem: there is no certificate in it"),
         (replace(tls, ca=tls.key), f"{tls.key}: there is no certificate in it"),
         (replace(tls, cert=empty), f"empty.pem with {tls.key}: they are no certificate with its key"),

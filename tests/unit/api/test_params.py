@@ -30,6 +30,32 @@ def test_a_missing_flag_is_false() -> None:
     assert not params.boolean({}, "force")
 
 
+@pytest.mark.parametrize("query", ["", "a", "a=b&&c=%2f%41", "%ff=%00&=", "a==%3b&+"])
+def test_queries(query: str) -> None:
+    """What Go takes for a query, bytes that are no UTF-8 included, passes."""
+    params.check_query(query)
+
+
+@pytest.mark.parametrize(
+    ("query", "text"),
+    [
+        (";", "invalid semicolon separator in query"),
+        ("a=1&b=%zz;", "invalid semicolon separator in query"),
+        ("a=%zz&b;", 'invalid URL escape "%zz"'),
+        ("a=%z&b", 'invalid URL escape "%z"'),
+        ("%=1", 'invalid URL escape "%"'),
+        ("a=%4", 'invalid URL escape "%4"'),
+        ("a=%%41", 'invalid URL escape "%%4"'),
+        ("a=%\n12", 'invalid URL escape "%\\n1"'),
+    ],
+)
+def test_queries_that_go_refuses(query: str, text: str) -> None:
+    """The first thing that is wrong is told with Go's text."""
+    with pytest.raises(InvalidParameter) as caught:
+        params.check_query(query)
+    assert str(caught.value) == text
+
+
 @pytest.mark.parametrize(
     ("text", "number"), [("0", 0), ("30", 30), ("-5", -5), ("+7", 7), ("-9223372036854775808", -(2**63)), ("007", 7)]
 )

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pluginsvc.client import aio, watch, wire
-from pluginsvc.client.aio import Client
+from pluginsvc.client.aio import Acquired, Client
 from pluginsvc.client.connection import AnswerLost, Connection, DaemonUnreachable, InvalidHost
 from pluginsvc.client.watch import Change, Watch, _Known
 from pluginsvc.errors import Conflict, Forbidden, Internal, NotFound, PluginsvcError, Unavailable
@@ -40,6 +42,7 @@ GIVEN = {"Plugin": None, "Lease": None, "Count": 0}
 HEAD_END = b"\r\n\r\n"
 
 Script = Callable[["Call"], Awaitable[None]]
+Lease = AbstractAsyncContextManager[Acquired]
 
 
 @dataclass
@@ -183,7 +186,7 @@ async def test_requests(tmp_path: Path) -> None:
     assert {call.headers["content-type"] for call in daemon.calls[3:]} == {"application/json"}
 
 
-@pytest.mark.parametrize("capability", ["", "a b", "a/b/c", "../plugins", "é"])
+@pytest.mark.parametrize("capability", ["", "a b", "a/b/c", "../plugins", "é", "volumedriver/watch"])
 async def test_nonsense_is_not_sent(tmp_path: Path, capability: str) -> None:
     """What nobody can provide is refused before anything is sent."""
     async with Client(f"unix://{tmp_path}/none.sock") as client:
@@ -325,6 +328,84 @@ async def test_cancelled_while_it_acquires(tmp_path: Path, *, native: bool) -> N
                 group.cancel_scope.cancel()
                 cancelled.set()
     assert daemon.bodies()[1:] == [RELEASE]
+
+
+async def by_a_time_limit(lease: Lease) -> None:
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(None) as limit, lease:
+            limit.reschedule(0)
+
+
+async def by_a_sibling(lease: Lease) -> None:
+    used = asyncio.Event()
+
+    async def uses() -> None:
+        async with lease:
+            used.set()
+
+    async def fails() -> None:
+        await used.wait()
+        raise ZeroDivisionError
+
+    async def both() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(uses())
+            group.create_task(fails())
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await both()
+    assert caught.group_contains(ZeroDivisionError)
+
+
+async def again_and_again(lease: Lease) -> None:
+    used = asyncio.Event()
+
+    async def uses() -> None:
+        async with lease:
+            used.set()
+            await anyio.sleep_forever()
+
+    task = asyncio.ensure_future(uses())
+    await used.wait()
+    while not task.done():
+        task.cancel()
+        await anyio.lowlevel.checkpoint()
+    assert task.cancelled()
+
+
+@pytest.mark.parametrize("cancelled", [by_a_time_limit, by_a_sibling, again_and_again])
+async def test_cancelled_while_it_releases(tmp_path: Path, cancelled: Callable[[Lease], Awaitable[None]]) -> None:
+    """Who is cancelled while he gives a lease back, by whatever of asyncio, is so after the daemon has answered."""
+    answered = False
+
+    async def hears(call: Call) -> None:
+        nonlocal answered
+        await answer(GIVEN)(call)
+        answered = True
+
+    async with scripted(tmp_path, answer(TAKEN), hears) as daemon, Client(daemon.host) as client:
+        await cancelled(client.leased("a", "volumedriver", holder="h", purpose="p"))
+        assert daemon.bodies()[1:] == [RELEASE]
+        assert answered
+
+
+async def test_not_open(tmp_path: Path) -> None:
+    """Before, after and twice inside of its block a client says so, nothing is left open, and it can be reopened."""
+    async with scripted(tmp_path, *[answer([])] * 2) as daemon:
+        client = Client(daemon.host)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="the client is not open: use it inside its `async with` block"):
+                await client.capabilities()
+            async with client:
+                with pytest.raises(RuntimeError, match="the client is open already"):
+                    await client.__aenter__()
+                assert await client.capabilities() == []
+        with pytest.raises(RuntimeError, match="is not open"):
+            async with client.watch("volumedriver"):
+                pytest.fail("a client that is not open watches")
+        # a session that is open complains when it goes
+        del client
+        gc.collect()
 
 
 async def test_a_daemon_that_does_not_answer_holds_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from pluginsvc.directory import authz
 from pluginsvc.directory.authz import AuthorizationFailed, BadChain, Chain, Denied, Inquiry, Rules
 from pluginsvc.directory.directory import Directory
 from pluginsvc.directory.legacy import Legacy
@@ -40,7 +41,8 @@ class House:
         self.plugins: dict[str, Provider] = {}
         self.stack = AsyncExitStack()
         legacy = Legacy([folder / "legacy"], folder / "sockets")
-        self.chain = Chain(Directory(self, lambda _: None, legacy))
+        self.directory = Directory(self, lambda _: None, legacy)
+        self.chain = Chain(self.directory)
 
     async def add(self, name: str, script: Script = ALLOW, capability: str = "docker.authz/1.0") -> Peer:
         """Run a plugin that is enabled and up."""
@@ -69,9 +71,20 @@ class House:
         with anyio.fail_after(5):
             await self.chain.ask(INQUIRY)
 
+    async def add_legacy(self, name: str, script: Script) -> Peer:
+        """Run a plugin that others run; its script answers activation, too."""
+        peer = await self.stack.enter_async_context(plugin(script))
+        folder = anyio.Path(self.folder / "legacy")
+        await folder.mkdir(exist_ok=True)
+        await (folder / f"{name}.spec").write_text(peer.address)
+        return peer
+
     def provider(self, name: str) -> Provider:
         for found in self.plugins.values():
             if name in {found.name, found.name.removesuffix(":latest"), found.plugin_id}:
+                return found
+        for found in self.plugins.values():
+            if found.plugin_id.startswith(name):
                 return found
         raise NobodyError(f"plugin {name!r} not found")
 
@@ -383,15 +396,13 @@ async def test_waiting_for_a_plugin_that_others_start(house: House) -> None:
 
 async def test_a_legacy_plugin_cannot_be_hidden(house: House) -> None:
     """A plugin that somebody creates with the name of a legacy one that guards the API does not take its place."""
-    (house.folder / "legacy").mkdir()
 
     async def guard(writer: asyncio.StreamWriter) -> None:
         activated = "Plugin.Activate" in peer.seen[-1][0]
         await answer(body=b'{"Implements":["authz"]}' if activated else b'{"Msg":"no"}')(writer)
 
     async with house.stack:
-        peer = await house.stack.enter_async_context(plugin(guard))
-        (house.folder / "legacy" / "guard.spec").write_text(peer.address)
+        peer = await house.add_legacy("guard", guard)
         with pytest.raises(Denied):
             await house.ask("guard")
         await house.add("guard")
@@ -400,3 +411,89 @@ async def test_a_legacy_plugin_cannot_be_hidden(house: House) -> None:
         house.change("guard", enabled=False)
         with pytest.raises(Denied):
             await house.chain.ask(INQUIRY)
+        # nor at a reload, and a start does not choose between the two
+        with pytest.raises(Denied):
+            await house.ask("guard", timeout=4)
+        with pytest.raises(
+            BadChain, match="there is a managed and a legacy plugin of that name: name the managed one by"
+        ):
+            await Chain(house.directory).use(Rules(("guard",)))
+        await Chain(house.directory).use(Rules(("0" * 64,)))
+
+
+async def test_a_rival_that_does_not_answer(house: House) -> None:
+    """A file of the name of a managed plugin is enough not to choose between the two."""
+    async with house.stack:
+        await house.add("guard")
+        await house.add_legacy("guard", raw(b"SSH-2.0-OpenSSH\r\n"))
+        with pytest.raises(BadChain, match="there is a managed and a legacy plugin of that name"):
+            await house.ask("guard")
+
+
+async def test_a_plugin_named_as_the_beginning_of_an_id(house: House) -> None:
+    """A plugin that is named by the beginning of its ID is not replaced by one that somebody gives that name."""
+    async with house.stack:
+        await house.add("a", answer(body=b'{"Allow":false}'))
+        with pytest.raises(Denied):
+            await house.ask("00000000")
+        await house.add("00000000", capability="docker.volumedriver/1.0")
+        house.change("00000000", enabled=False)
+        with pytest.raises(Denied):
+            await house.chain.ask(INQUIRY)
+        with pytest.raises(Denied):
+            await house.ask("00000000", timeout=4)
+        with pytest.raises(BadChain, match="the ID of a:latest begins so: name that by its whole ID"):
+            await Chain(house.directory).use(Rules(("00000000",)))
+
+
+async def test_a_name_that_begins_an_id(house: House) -> None:
+    """When a plugin is gone, one whose ID begins with its name is not taken for it."""
+    async with house.stack:
+        await house.add("111", answer(body=b'{"Allow":false}'))
+        with pytest.raises(Denied):
+            await house.ask("111")
+        await house.add("other", capability="docker.volumedriver/1.0")
+        house.change("other", enabled=False)
+        del house.plugins["111:latest"]
+        with pytest.raises(AuthorizationFailed, match=r"plugin 111 failed with error: .* not found"):
+            await house.chain.ask(INQUIRY)
+
+
+async def test_a_name_goes_on_to_be_a_name(house: House) -> None:
+    """A plugin that is named by its name and installed anew, with another ID, is asked as the one before."""
+    async with house.stack:
+        await house.add("a")
+        await house.ask("a")
+        await house.add("b", answer(body=b'{"Allow":false}'))
+        house.plugins["a:latest"] = replace(house.plugins.pop("b:latest"), name="a:latest")
+        with pytest.raises(Denied):
+            await house.chain.ask(INQUIRY)
+
+
+async def test_all_are_looked_for_at_once(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plugins are looked for side by side, all within one time; the first that is not found is told."""
+    asked: list[str] = []
+    all_asked = anyio.Event()
+
+    def together(name: str) -> Script:
+        async def script(writer: asyncio.StreamWriter) -> None:
+            asked.append(name)
+            if len(asked) == 3:
+                all_asked.set()
+            await all_asked.wait()
+            await answer(body=b'{"Implements":["authz"]}')(writer)
+
+        return script
+
+    async with house.stack:
+        for name in ("x", "y", "z"):
+            await house.add_legacy(name, together(name))
+        with anyio.fail_after(4):
+            await house.chain.use(Rules(("x", "y", "z", "x")))
+        assert sorted(asked) == ["x", "y", "z"]
+        monkeypatch.setattr(authz, "_FOUND_WITHIN", 0.2)
+        for name in ("v", "w"):
+            await house.add_legacy(name, endless(b"", b"", every=1.0))
+        with pytest.raises(BadChain, match=r"plugins: v cannot guard the API: it was not found within 0\.2 s"):
+            await house.chain.use(Rules(("x", "v", "w")))
+        assert house.chain.rules.plugins == ("x", "y", "z", "x")

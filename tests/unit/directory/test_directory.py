@@ -379,6 +379,63 @@ async def test_follow_loses_nothing_when_cancelled(
         assert found == [("gone", "a"), ("gone", "old"), ("ready", "a")]
 
 
+async def test_follow_looks_once_for_all(managed: Fake, directory: Directory) -> None:
+    """However many follow, whatever they want, one look tells all of them of a change."""
+    managed.put("a", "docker.volumedriver/1.0")
+    managed.put("x", "docker.authz/1.0")
+    followers = {text: directory.follow(text) for text in ("volumedriver", "VolumeDriver", "volumedriver/1.0", "authz")}
+    for changes in followers.values():
+        await anext(changes)
+    looks = managed.looks
+    managed.put("a", "docker.volumedriver/1.0", run="2")
+    managed.put("x", "docker.authz/1.0", run="2")
+    found = {text: shown(await anext(changes)) for text, changes in followers.items()}
+    assert found == {text: [f"gone {name}#1", f"ready {name}#2"] for text, name in zip(followers, "aaax", strict=True)}
+    assert managed.looks == looks + 1
+
+
+async def test_follow_when_who_looks_for_all_is_cancelled(folder: Path, managed: Fake, directory: Directory) -> None:
+    """Whoever looks may be cancelled: the next one looks, and he himself when he asks again."""
+    one, two = directory.follow("volumedriver"), directory.follow("volumedriver")
+    assert await anext(one) == await anext(two) == []
+    answered, asked = asyncio.Event(), asyncio.Event()
+
+    async def slow(writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        await answered.wait()
+        await VOLUMES(writer)
+
+    async with plugin(slow, folder / "old.sock"):
+        managed.put("a", "docker.volumedriver/1.0")
+        looking = asyncio.ensure_future(anext(one))
+        await asked.wait()
+        waiting = asyncio.ensure_future(anext(two))
+        await anyio.lowlevel.checkpoint()
+        looking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await looking
+        answered.set()
+        for changes in (await waiting, await anext(one)):
+            assert [change.provider.name for change in changes] == ["a", "old"]
+
+
+async def test_follow_sees_at_first_what_nobody_has_told_of(managed: Fake, directory: Directory) -> None:
+    """Who begins to follow looks himself: what others have found may be what was there before."""
+    one = directory.follow("volumedriver")
+    assert await anext(one) == []
+    managed.put("x", "docker.authz/1.0")
+    waiting = asyncio.ensure_future(anext(one))
+    looks = managed.looks
+    while managed.looks == looks:
+        await anyio.lowlevel.checkpoint()
+    watchers, managed.watchers = managed.watchers, []
+    managed.put("a", "docker.volumedriver/1.0")
+    assert shown(await anext(directory.follow("volumedriver"))) == ["ready a#1"]
+    managed.watchers = watchers
+    managed.notice()
+    assert shown(await waiting) == ["ready a#1"]
+
+
 async def test_follow_refuses_what_nobody_can_provide(directory: Directory) -> None:
     """An invalid capability is refused at once."""
     with pytest.raises(InvalidCapability):

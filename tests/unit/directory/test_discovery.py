@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pluginsvc.directory import discovery
 from pluginsvc.directory.address import TLSConfig
 from pluginsvc.directory.discovery import BadPluginFile, Found, locate, places, plausible, scan
 from tests.unit.directory.peers import bound
@@ -157,6 +158,41 @@ def test_link_to_itself(folder: Path, ending: str) -> None:
     assert wrong(folder) == f"x.{ending}: Too many levels of symbolic links"
 
 
+@pytest.mark.parametrize("ending", ["sock", "spec", "json"])
+@pytest.mark.parametrize("target", ["itself", "nowhere"])
+def test_link_that_leads_nowhere_hides_nothing(folder: Path, ending: str, target: str) -> None:
+    """A symbolic link that loops or dangles hides no plugin of its name in a later directory."""
+    (folder / "later").mkdir()
+    (folder / f"x.{ending}").symlink_to(f"x.{ending}" if target == "itself" else target)
+    (folder / "later" / "x.spec").write_text("tcp://h:1")
+    one = locate([folder, folder / "later"], folder / "none", "x")
+    assert one is not None
+    assert one.address == "tcp://h:1"
+
+
+def test_file_of_no_use_hides_the_next(folder: Path) -> None:
+    """A file that is there and cannot be used is told of, though there is another of its name in a later directory."""
+    (folder / "later").mkdir()
+    (folder / "x.spec").write_text("nowhere")
+    (folder / "later" / "x.spec").write_text("tcp://h:1")
+    with pytest.raises(BadPluginFile):
+        locate([folder, folder / "later"], folder / "none", "x")
+
+
+@pytest.mark.parametrize("links", [40, 41])
+def test_as_many_links_as_the_kernel_follows(folder: Path, links: int) -> None:
+    """A chain of links is followed as far as the kernel would."""
+    bound(folder / "real").close()
+    (folder / "0").symlink_to("real")
+    for number in range(1, links - 1):
+        (folder / str(number)).symlink_to(str(number - 1))
+    (folder / "x.sock").symlink_to(str(links - 2))
+    if links > 40:
+        assert wrong(folder) == "x.sock: Too many levels of symbolic links"
+    else:
+        assert found(folder).socket == folder / "real"
+
+
 @pytest.mark.parametrize("ending", ["spec", "json"])
 def test_large_file(folder: Path, ending: str) -> None:
     """A file is read up to 64 KiB; a larger one, of any size, is refused."""
@@ -236,6 +272,60 @@ def test_ours_is_passed_over(folder: Path, run: Path, put: Callable[[Path, Path]
     assert (locate([folder], run, "x2") is None) == (put in {a_link, a_link_to_a_link})
 
 
+def by_the_socket(run: Path, host: Path) -> Path:
+    (run / "id" / "p.sock").unlink()
+    (run / "id" / "p.sock").symlink_to(host)
+    return run / "id" / "p.sock"
+
+
+def by_a_folder(run: Path, host: Path) -> Path:
+    (run / "id" / "sub").symlink_to(host.parent)
+    return run / "id" / "sub" / host.name
+
+
+def by_its_own_folder(run: Path, host: Path) -> Path:
+    (run / "id").rename(run / "other")
+    (run / "id").symlink_to(host.parent)
+    return run / "id" / host.name
+
+
+def by_dots(run: Path, host: Path) -> Path:
+    (run / "id" / "sub").symlink_to(host.parent)
+    return run / "id" / "sub" / ".." / host.parent.name / host.name
+
+
+@pytest.mark.parametrize("put", OURS, ids=lambda put: put.__name__)
+@pytest.mark.parametrize("swap", [by_the_socket, by_a_folder, by_its_own_folder, by_dots], ids=lambda one: one.__name__)
+def test_what_leads_out_of_ours_is_ours(
+    folder: Path,
+    run: Path,
+    swap: Callable[[Path, Path], Path],
+    put: Callable[[Path, Path], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A plugin that replaces its socket, or a folder of it, by a link becomes no legacy plugin; it is not looked at."""
+    (folder / "host").mkdir()
+    bound(folder / "host" / "s").close()
+    put(folder / "x", swap(run, folder / "host" / "s"))
+    (folder / "var").symlink_to("run")
+    put(folder / "y", folder / "var" / "plugins" / "id" / "p.sock")
+    looked: list[str] = []
+    for name in ("stat", "lstat", "readlink", "open"):
+        real = getattr(os, name)
+
+        def noted(path: object, *args: object, real: Callable[..., object] = real, **more: object) -> object:
+            looked.append(str(path))
+            return real(path, *args, **more)
+
+        monkeypatch.setattr(os, name, noted)
+    for sockets in (run, folder / "var" / "plugins"):
+        assert locate([folder], sockets, "x") is None
+        assert locate([folder], sockets, "y") is None
+        assert scan([folder], sockets).plugins == []
+        assert places([folder], sockets, []).places.keys() <= {folder, folder / "host", folder / "run", folder / "var"}
+        assert [path for path in looked if path != str(run) and Path(path).is_relative_to(run)] == []
+
+
 def test_what_is_behind_ours_is_found(folder: Path, run: Path) -> None:
     """Our published socket hides no legacy plugin of that name behind it."""
     (folder / "x.sock").symlink_to(run / "id" / "p.sock")
@@ -277,6 +367,24 @@ def test_changes_are_seen(folder: Path) -> None:
     for number, one in enumerate(seen):
         assert one not in seen[:number]
     assert found(folder) == seen[-1]
+
+
+@pytest.mark.parametrize("key", ["CAFile", "CertFile", "KeyFile"])
+def test_changes_of_tls_files_are_seen(folder: Path, key: str) -> None:
+    """Another file with certificates or a key is not equal to what was there, and is no new run of the plugin."""
+    (folder / "x.json").write_text(json.dumps({"Addr": "https://h:1", "TLSConfig": {key: f"{folder}/pem"}}))
+    seen = [found(folder)]
+    for content in ("a", "ab"):
+        (folder / "pem").write_text(content)
+        seen.append(found(folder))
+    assert seen[0] != seen[1] != seen[2] == found(folder)
+    assert len({one.run for one in seen}) == 1
+
+
+def test_tls_file_without_a_possible_name(folder: Path) -> None:
+    """A name with a NUL is that of no file, and no reason to fail before the plugin is called."""
+    (folder / "x.json").write_text(json.dumps({"Addr": "https://h:1", "TLSConfig": {"CAFile": "/a\0"}}))
+    assert found(folder).stamps[2:] == ((),)
 
 
 def test_scan(folder: Path) -> None:
@@ -324,11 +432,32 @@ def test_places(folder: Path) -> None:
     (there / "x").mkdir(parents=True)
     (folder / "s.sock").write_bytes(b"")
     (there / "y.spec").write_text(f"unix://{folder}/s.sock")
-    assert places([there, missing], [found(there, "y")]) == {
-        there: None,
-        there / "x": {"x.sock", "x.spec", "x.json"},
-        folder: {"a", "s.sock"},
-    }
+    none = folder / "none"
+    assert places([there, missing], none, [found(there, "y")]) == (
+        {there: None, there / "x": {"x.sock", "x.spec", "x.json"}, folder: {"a", "s.sock"}},
+        0,
+    )
     missing.mkdir(parents=True)
-    assert places([missing, there], [])[missing] is None
-    assert places([there, there / "later"], [])[there] is None
+    assert places([missing, there], none, []).places[missing] is None
+    assert places([there, there / "later"], none, []).places[there] is None
+
+
+def test_places_beside_a_link_that_loops(folder: Path) -> None:
+    """A symbolic link that loops keeps no folder from being watched; one to a folder is watched as such."""
+    for name in ("0", "5", "9"):
+        (folder / name).symlink_to(name)
+    for name in ("1", "4", "8"):
+        (folder / name).mkdir()
+    (folder / "7").symlink_to("8")
+    plan = places([folder], folder / "none", [])
+    assert plan.places.keys() == {folder, *(folder / name for name in "1478")}
+
+
+def test_places_are_limited(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of very many sub-directories always the same ones are watched, and how many are not is told."""
+    monkeypatch.setattr(discovery, "MAX_FOLDERS", 2)
+    for name in ("c", "a", "d", "b"):
+        (folder / name).mkdir()
+    plan = places([folder], folder / "none", [])
+    assert plan.places.keys() == {folder, folder / "a", folder / "b"}
+    assert plan.left_out == 2

@@ -18,7 +18,9 @@ from pluginsvc.directory.engine_files import podman_conf, spec_files
 from pluginsvc.directory.links import Trouble
 from pluginsvc.directory.published import Link
 
-MARK = "# Written by pluginsvc;"
+SOCKETS = Path("/run/pluginsvc-of-a-test/plugins")
+MARK = f'# Written by pluginsvc for "{SOCKETS}";'
+ENDING = "\n \n"
 
 
 def link(alias: str, *, folder: str = "/pub", volumes: bool = True) -> Link:
@@ -26,11 +28,11 @@ def link(alias: str, *, folder: str = "/pub", volumes: bool = True) -> Link:
 
 
 def conf(path: Path, *links: Link) -> list[Trouble]:
-    return list(podman_conf(path, links))
+    return list(podman_conf(path, SOCKETS, links))
 
 
 def specs(directory: Path, *links: Link, publish_dir: Path = Path("/pub")) -> list[Trouble]:
-    return list(spec_files(directory, publish_dir, links))
+    return list(spec_files(directory, publish_dir, SOCKETS, links))
 
 
 def texts(directory: Path) -> dict[str, str]:
@@ -53,7 +55,7 @@ def an_empty_file(path: Path) -> None:
 
 def a_link_to_what_would_be_ours(path: Path) -> None:
     ours = path.with_name("real")
-    ours.write_text(f"{MARK}\n" if path.suffix == ".conf" else "unix:///pub/a.sock")
+    ours.write_text(f"{MARK}\n" if path.suffix == ".conf" else f"unix:///pub/a.sock{ENDING}")
     path.symlink_to(ours)
 
 
@@ -143,11 +145,11 @@ def test_each_plugin_has_a_spec(tmp_path: Path) -> None:
         assert specs(tmp_path, link("a"), link("net", volumes=False)) == []
     finally:
         os.umask(before)
-    assert texts(tmp_path) == {"a.spec": "unix:///pub/a.sock", "net.spec": "unix:///pub/net.sock"}
+    assert texts(tmp_path) == {"a.spec": f"unix:///pub/a.sock{ENDING}", "net.spec": f"unix:///pub/net.sock{ENDING}"}
     made = state(tmp_path / "a.spec")
     assert made[2:] == (stat.S_IFREG | 0o644, 1)
     assert specs(tmp_path, link("a")) == []
-    assert texts(tmp_path) == {"a.spec": "unix:///pub/a.sock"}
+    assert texts(tmp_path) == {"a.spec": f"unix:///pub/a.sock{ENDING}"}
     assert state(tmp_path / "a.spec") == made
     assert specs(tmp_path) == []
     assert texts(tmp_path) == {}
@@ -157,7 +159,7 @@ def test_each_plugin_has_a_spec(tmp_path: Path) -> None:
 def test_spec_that_is_not_ours_stays(tmp_path: Path, put: Callable[[Path], None]) -> None:
     """Whatever else is at its place, or beside it, stays, and is told of for as long as the place is wanted."""
     put(tmp_path / "a.spec")
-    (tmp_path / "c").write_text("unix:///pub/c.sock")
+    (tmp_path / "c").write_text(f"unix:///pub/c.sock{ENDING}")
     before = sorted((path.name, state(path)) for path in tmp_path.iterdir())
     (trouble,) = specs(tmp_path, link("a"))
     assert trouble.path == str(tmp_path / "a.spec")
@@ -167,9 +169,19 @@ def test_spec_that_is_not_ours_stays(tmp_path: Path, put: Callable[[Path], None]
     assert sorted((path.name, state(path)) for path in tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize("text", ["unix:///pub/b.sock", "unix:///pub/a.sock\n", "unix:///pub/a.soc", "unix:///a.sock"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "unix:///pub/a.sock",
+        "unix:///pub/a.sock\n",
+        f"unix:///pub/a.sock{ENDING}\n",
+        f"unix:///pub/b.sock{ENDING}",
+        f"unix:///pub/a.soc{ENDING}",
+        f"unix:///a.sock{ENDING}",
+    ],
+)
 def test_spec_that_is_nearly_ours_stays(tmp_path: Path, text: str) -> None:
-    """A file is ours by its whole text: longer, shorter and other ones stay."""
+    """A file is ours by its whole text: longer, shorter, other ones stay, and those with the same address."""
     (tmp_path / "a.spec").write_text(text)
     assert specs(tmp_path) == []
     assert len(specs(tmp_path, link("a"))) == 1
@@ -180,7 +192,8 @@ def test_spec_beside_one_that_cannot_be(tmp_path: Path) -> None:
     """A name that no file can have is told of, the longest that one can have is put, and others are as well."""
     longest, longer = link("a" * 250), link("b" * 251)
     (trouble,) = specs(tmp_path, longer, longest)
-    assert trouble == Trouble(f"{tmp_path}/{'b' * 251}.spec", "File name too long")
+    assert trouble.path == f"{tmp_path}/{'b' * 251}.spec"
+    assert "File name too long; mend that, or install the plugin with another --alias" in trouble.why
     assert list(texts(tmp_path)) == [f"{'a' * 250}.spec"]
 
 
@@ -212,14 +225,75 @@ def test_another_daemon_clears_up_meanwhile(tmp_path: Path, monkeypatch: pytest.
         (trouble,) = specs(tmp_path, link("a"))
     assert trouble.path == str(tmp_path / "a.spec")
     assert specs(tmp_path, link("a")) == []
-    assert texts(tmp_path) == {"a.spec": "unix:///pub/a.sock"}
+    assert texts(tmp_path) == {"a.spec": f"unix:///pub/a.sock{ENDING}"}
 
 
-def test_daemon_was_killed_over_a_spec(tmp_path: Path) -> None:
-    """A half file that a killed daemon has left is in nobody's way, and is gone with the next one."""
-    (tmp_path / ".pluginsvc").write_text("uni")
+def test_another_daemon_with_the_same_directories(tmp_path: Path) -> None:
+    """A spec is deleted with our link or when there is none; that of another daemon, or of who came there, stays."""
+    pub = tmp_path / "pub"
+    pub.mkdir()
+    links = {
+        "a": f"{SOCKETS}/{1:064x}/p.sock",
+        "theirs": f"/run/other/plugins/{1:064x}/p.sock",
+        "beside": f"{SOCKETS}2/{1:064x}/p.sock",
+    }
+    for name, target in links.items():
+        (pub / f"{name}.sock").symlink_to(target)
+    (pub / "file.sock").touch()
+    both = [link(name, folder=str(pub)) for name in (*links, "file", "none")]
+    place = tmp_path / "spec"
+    assert specs(place, *both, publish_dir=pub) == []
+    before = state(place / "theirs.spec")
+    assert specs(place, publish_dir=pub) == []
+    assert sorted(texts(place)) == ["beside.spec", "file.spec", "theirs.spec"]
+    assert state(place / "theirs.spec") == before
+
+
+def test_another_daemon_with_the_same_podman_file(tmp_path: Path) -> None:
+    """The file of a daemon with other sockets is not ours: it stays, and is told of while there is a plugin to name."""
+    path = tmp_path / "p.conf"
+    for other in (Path("/run/other/plugins"), Path(f"{SOCKETS};x"), SOCKETS.parent):
+        assert list(podman_conf(path, other, [link("b")])) == []
+        before = state(path)
+        (trouble,) = conf(path, link("a"))
+        assert "not ours, move it away, or set another podman-conf" in trouble.why
+        assert conf(path) == []
+        assert state(path) == before
+        assert list(podman_conf(path, other, [])) == []
+        assert not path.exists()
+
+
+def test_name_that_is_no_text(tmp_path: Path) -> None:
+    """Beside a name that is not UTF-8 specs come and go."""
+    with open(os.fsencode(tmp_path) + b"/\xff.spec", "wb") as file:
+        file.write(b"theirs")
     assert specs(tmp_path, link("a")) == []
-    assert texts(tmp_path) == {"a.spec": "unix:///pub/a.sock"}
+    assert specs(tmp_path) == []
+    assert os.listdir(os.fsencode(tmp_path)) == [b"\xff.spec"]
+
+
+def test_daemon_was_killed_over_a_podman_file(tmp_path: Path) -> None:
+    """A half file of a killed daemon goes, though nothing is to be written; that of one that lives does not."""
+    path = tmp_path / "p.conf"
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    stay = [f".p.conf.{os.getppid()}.0123abcd", ".p.conf.1.x", "p.conf.99.0123abcd", f".q.conf.{gone.pid}.0123abcd"]
+    for left in (f".p.conf.{gone.pid}.0123abcd", f".p.conf.{os.getpid()}.0123abcd", *stay):
+        (tmp_path / left).touch()
+    assert conf(path) == []
+    assert sorted(os.listdir(tmp_path)) == sorted(stay)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_daemon_was_killed_over_a_spec(tmp_path: Path, *, wanted: bool) -> None:
+    """A half file of a killed daemon is in nobody's way, and goes, whether there is another to put or not."""
+    (tmp_path / ".pluginsvc").write_text("uni")
+    if not wanted:
+        assert specs(tmp_path) == []
+        assert texts(tmp_path) == {}
+        return
+    assert specs(tmp_path, link("a")) == []
+    assert texts(tmp_path) == {"a.spec": f"unix:///pub/a.sock{ENDING}"}
 
 
 def test_directories_are_made_for_the_first(tmp_path: Path) -> None:
@@ -263,4 +337,4 @@ def test_disk_that_is_read_only(tmp_path: Path) -> None:
     finally:
         subprocess.run(["umount", tmp_path], check=True)
     assert [*conf(tmp_path / "p.conf"), *specs(tmp_path, link("b"))] == []
-    assert texts(tmp_path) == {"b.spec": "unix:///pub/b.sock"}
+    assert texts(tmp_path) == {"b.spec": f"unix:///pub/b.sock{ENDING}"}

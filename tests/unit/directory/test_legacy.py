@@ -4,23 +4,24 @@ import asyncio
 import json
 import os
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
 import anyio
 import anyio.abc
-import anyio.from_thread
 import anyio.lowlevel
 import pytest
 import structlog
 
-from pluginsvc.directory import legacy, lookout
-from pluginsvc.directory.discovery import BadPluginFile, Listing, scan
+from pluginsvc.directory import discovery, legacy, lookout
+from pluginsvc.directory.discovery import BadPluginFile, Found, Listing, Plan, scan
 from pluginsvc.directory.legacy import Legacy, LegacyNotFound
 from pluginsvc.directory.provider import Provider
-from pluginsvc.directory.rpc import BadAnswer, PluginRefused, PluginUnreachable, PluginUntrusted
+from pluginsvc.directory.rpc import BadAnswer, Client, PluginRefused, PluginUnreachable, PluginUntrusted
 from pluginsvc.model.plugin import Capability
 from pluginsvc.watches import Watches
 from tests.unit.directory.peers import Clock, Peer, Script, answer, bound, endless, plugin, raw
@@ -64,9 +65,12 @@ async def never(_seconds: float) -> None:
 
 @asynccontextmanager
 async def served(one: Legacy) -> AsyncIterator[Legacy]:
-    """Serve it inside the block."""
+    """Serve it inside the block, from its first look on."""
+    looked = anyio.Event()
+    one.watch(looked.set)
     async with anyio.create_task_group() as group:
         await group.start(one.serve)
+        await looked.wait()
         yield one
         group.cancel_scope.cancel()
 
@@ -531,9 +535,10 @@ async def test_list_takes_nothing_from_who_came_meanwhile(
     def slow(directories: tuple[Path, ...], sockets: Path) -> Listing:
         listing = scan(directories, sockets)
         spec(folder, "vol", peer.address)
-        anyio.from_thread.run(found.get, "vol")
+        asyncio.run_coroutine_threadsafe(found.get("vol"), loop).result()
         return listing
 
+    loop = asyncio.get_running_loop()
     monkeypatch.setattr(legacy, "scan", slow)
     async with plugin(VOLUMES) as peer:
         spec(folder, "vol", peer.address)
@@ -669,6 +674,157 @@ async def test_list_waits_for_no_patient_one(folder: Path, monkeypatch: pytest.M
     assert [provider.name for provider in await one.all()] == ["vol"]
 
 
+async def test_lists_share_looks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who wants a list while one is made shares the next look with all others; what came before he asked is in it."""
+    looks: list[threading.Event] = []
+    began = [asyncio.Event() for _ in range(2)]
+    loop = asyncio.get_running_loop()
+
+    def slow(directories: tuple[Path, ...], sockets: Path) -> Listing:
+        listing = scan(directories, sockets)
+        looks.append(threading.Event())
+        loop.call_soon_threadsafe(began[len(looks) - 1].set)
+        looks[-1].wait(10)
+        return listing
+
+    monkeypatch.setattr(legacy, "scan", slow)
+    one = Legacy([folder], NONE)
+    got: list[list[str]] = []
+
+    async def everything() -> None:
+        got.append([provider.name for provider in await one.all()])
+
+    async with plugin(VOLUMES) as peer, anyio.create_task_group() as group:
+        group.start_soon(everything)
+        await began[0].wait()
+        spec(folder, "vol", peer.address)
+        for _ in range(50):
+            group.start_soon(everything)
+        await anyio.wait_all_tasks_blocked()
+        assert len(looks) == 1
+        looks[0].set()
+        await began[1].wait()
+        looks[1].set()
+    assert got == [[]] + [["vol"]] * 50
+    assert len(looks) == 2
+
+
+async def test_look_that_hangs_holds_nobody_up(folder: Path, monkeypatch: pytest.MonkeyPatch, logs: list[Any]) -> None:
+    """Where the directories hang a list is that of before, in time, with one thread however many lists there are."""
+    monkeypatch.setattr(legacy, "ACTIVATE_TIMEOUT", 1)
+    release, looks = threading.Event(), []
+
+    def hung(_directories: tuple[Path, ...], _sockets: Path) -> Listing:
+        looks.append(True)
+        release.wait(20)
+        return Listing([], frozenset())
+
+    one = Legacy([folder], NONE)
+    async with plugin(VOLUMES, folder / "vol.sock"):
+        assert [provider.name for provider in await one.all()] == ["vol"]
+        monkeypatch.setattr(legacy, "ACTIVATE_TIMEOUT", -0.9)
+        monkeypatch.setattr(legacy, "scan", hung)
+        try:
+            with anyio.fail_after(10):
+                for _ in range(3):
+                    assert [provider.name for provider in await one.all()] == ["vol"]
+        finally:
+            release.set()
+    assert len(looks) == 1
+    assert [line["event"] for line in logs] == ["legacy.late"] * 3
+
+
+async def test_list_ends_in_time(folder: Path, monkeypatch: pytest.MonkeyPatch, logs: list[Any]) -> None:
+    """A list with silent plugins ends in time, and they are kept in mind, so that the next list is not late as well."""
+    monkeypatch.setattr(legacy, "ACTIVATE_TIMEOUT", -0.5)
+    one = Legacy([folder], NONE)
+    async with plugin(silent) as peer:
+        for number in range(4):
+            spec(folder, f"p{number}", peer.address)
+        with anyio.fail_after(10), monkeypatch.context() as patch:
+            # each try would take as long as it takes
+            patch.setattr(Client, "call", partialmethod(_call_for_ever, Client.call))
+            assert await one.all() == []
+            assert len(one._silent._failures) == 4
+            seen = len(peer.seen)
+            assert await one.all() == []
+            assert len(peer.seen) == seen
+    assert [line["error"] for line in logs] == ["it took too long"] * 4
+
+
+async def _call_for_ever(client: Client, call: Any, method: str, **_more: object) -> Any:
+    return await call(client, method, timeout=None)
+
+
+async def test_any_failure_is_that_of_one(folder: Path, monkeypatch: pytest.MonkeyPatch, logs: list[Any]) -> None:
+    """Whatever goes wrong with one plugin the others are listed, and its traceback is in the log."""
+    activated = Legacy._activated
+
+    async def broken(self: Legacy, found: Found, patience: float) -> Provider:
+        if found.name == "bad":
+            raise ValueError("oh")
+        return await activated(self, found, patience)
+
+    monkeypatch.setattr(Legacy, "_activated", broken)
+    one = Legacy([folder], NONE)
+    async with plugin(VOLUMES, folder / "vol.sock") as peer:
+        spec(folder, "bad", peer.address)
+        for _ in range(2):
+            assert [provider.name for provider in await one.all()] == ["vol"]
+    assert [(line["event"], line.get("exc_info")) for line in logs] == [
+        ("legacy.failed", True),
+        ("legacy.silent", None),
+    ]
+
+
+async def test_look_that_hangs_holds_up_neither_start_nor_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is served before its first look, and can be stopped while that hangs."""
+    release, began = threading.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def hung(*_args: object) -> None:
+        loop.call_soon_threadsafe(began.set)
+        release.wait(20)
+
+    monkeypatch.setattr(lookout, "places", hung)
+    try:
+        with anyio.fail_after(10):
+            async with anyio.create_task_group() as group:
+                await group.start(Legacy([folder], NONE).serve)
+                await began.wait()
+                group.cancel_scope.cancel()
+    finally:
+        release.set()
+
+
+async def test_looks_come_to_an_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is something else to watch at each look, there are a few in a row and then it is told of."""
+    looks: list[Plan] = []
+
+    def others(*_args: object) -> Plan:
+        looks.append(Plan({folder / str(len(looks)): None}, 0))
+        return looks[-1]
+
+    monkeypatch.setattr(lookout, "places", others)
+    with anyio.fail_after(10):
+        async with served(Legacy([folder], NONE)):
+            assert len(looks) == 3
+
+
+async def test_too_many_folders_are_told_of_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, logs: list[Any]
+) -> None:
+    """Where there are more sub-directories than are watched the log says so, once, and the rest is served."""
+    monkeypatch.setattr(discovery, "MAX_FOLDERS", 1)
+    one = Legacy([folder], NONE)
+    ear = Ear(one)
+    (folder / "a").mkdir()
+    (folder / "b").mkdir()
+    async with served(one):
+        await ear.after(lambda: spec(folder, "vol", "tcp://h:1"))
+    assert [(line["event"], line["count"]) for line in logs] == [("legacy.unwatched", 1)]
+
+
 class Ear:
     """Hears of changes."""
 
@@ -727,13 +883,13 @@ async def test_watchers_hear_when_it_is_time_to_ask_again(folder: Path) -> None:
         if len(heard) == 2:
             done.set()
 
-    one.watch(hear)
     bound(folder / "vol.sock").close()
     async with served(one):
+        one.watch(hear)
         assert await one.all() == []
         await done.wait()
     # at the failure, and then not before its time
-    assert heard[1] > one._failures["vol"].until - 0.1
+    assert heard[1] > one._silent._failures["vol"].until - 0.1
 
 
 async def test_without_inotify(folder: Path, monkeypatch: pytest.MonkeyPatch, logs: list[Any]) -> None:
@@ -760,6 +916,16 @@ async def test_tls(folder: Path, found: Legacy) -> None:
             document = {"Addr": peer.address} | ({} if tls is None else {"TLSConfig": tls})
             (folder / f"{name}.json").write_text(json.dumps(document))
         spec(folder, "spec", peer.address)
+        # another file is read when it is put in the place of one
+        wrong = folder / "wrong"
+        wrong.mkdir()
+        (folder / "new").write_bytes(certificates(wrong)[1].read_bytes())
+        (folder / "kept").write_bytes(ca.read_bytes())
+        assert (await found.get("own")).name == "own"
+        (folder / "new").rename(ca)
+        with pytest.raises(PluginUntrusted, match="certificate verify failed"):
+            await found.get("own")
+        (folder / "kept").rename(ca)
         for name in ("own", "any", "spec"):
             assert (await found.get(name)).name == name
         with pytest.raises(PluginUntrusted, match="certificate verify failed"):

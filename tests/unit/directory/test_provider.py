@@ -52,6 +52,33 @@ def test_scope(mount: str, path: str, expected: Path) -> None:
     assert Scope(ROOTFS, mount, OUT).host(path) == expected
 
 
+BINDS = (("/x", Path("/srv")), ("/mnt/vol/deep", Path("/deep")), ("/x/y/", Path("/y")), ("/x", Path("/last")))
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/x", Path("/last")),
+        ("/x/v/../w", Path("/last/w")),
+        ("/x/y/z", Path("/y/z")),
+        ("/xy", ROOTFS / "xy"),
+        ("/x/../y", ROOTFS / "y"),
+        ("/mnt/vol/a", OUT / "a"),
+        ("/mnt/vol/deep/a", Path("/deep/a")),
+        ("/mnt/vol/deeper", OUT / "deeper"),
+    ],
+)
+def test_binds(path: str, expected: Path) -> None:
+    """What is below a directory of the host that was bound into the plugin is there, by the innermost, last mount."""
+    assert Scope(ROOTFS, "/mnt/vol", OUT, BINDS).host(path) == expected
+
+
+def test_a_bind_over_the_propagated_mount() -> None:
+    """A bind at the place of the propagated mount covers it, and counts without one, too."""
+    for mount in ("/mnt", ""):
+        assert Scope(ROOTFS, mount, OUT, (("/mnt", Path("/srv")),)).host("/mnt/a") == Path("/srv/a")
+
+
 _paths = st.lists(st.sampled_from(["", ".", "..", "...", "mnt", "vol", "volumes", "a b", "\n"])).map("/".join)
 
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import anyio
+import msgspec
 import pytest
 
 from pluginsvc.directory import rpc
@@ -343,6 +344,33 @@ async def test_no_trust_no_call(tmp_path: Path) -> None:
                 await Client(peer.address, tls=tls, clock=clock, sleep=clock.sleep).call(CALL)
             assert clock.waits == []
     assert peer.seen == []
+
+
+@pytest.mark.parametrize("key", ["CAFile", "CertFile", "KeyFile"])
+@pytest.mark.parametrize("kind", ["fifo", "device", "huge", "nul"])
+async def test_tls_files_that_would_hang(tmp_path: Path, key: str, kind: str) -> None:
+    """A pipe, a device, an endless file or no possible name in the place of a file of TLS ends the call at once."""
+    place = tmp_path / "pem"
+    if kind == "fifo":
+        os.mkfifo(place)
+    elif kind == "device":
+        place.symlink_to("/dev/zero")
+    elif kind == "huge":
+        place.touch()
+        os.truncate(place, 1024 * 1024 + 1)
+    _, ca, certificate, secret = certificates(tmp_path)
+    files = {"CAFile": str(ca), "CertFile": str(certificate), "KeyFile": str(secret)}
+    files[key] = "/a\0b" if kind == "nul" else str(place)
+    reasons = {"fifo": "no regular file", "device": "no regular file", "huge": "larger than", "nul": "NUL"}
+    with anyio.fail_after(5), pytest.raises(PluginUntrusted, match=reasons[kind]):
+        await client("https://127.0.0.1:1", tls=msgspec.convert(files, TLSConfig)).call(CALL)
+
+
+async def test_tls_file_without_a_certificate(tmp_path: Path) -> None:
+    """An empty file for the authority is an error of the call, as one that is missing."""
+    (tmp_path / "ca").touch()
+    with pytest.raises(PluginUntrusted, match="check CAFile"):
+        await client("https://127.0.0.1:1", tls=TLSConfig(ca_file=str(tmp_path / "ca"))).call(CALL)
 
 
 @pytest.mark.parametrize(

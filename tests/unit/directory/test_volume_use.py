@@ -11,13 +11,15 @@ import msgspec
 import pytest
 
 from pluginsvc.directory.provider import NoCapability, PluginDisabled
-from pluginsvc.directory.rpc import BadAnswer, PluginRefused
-from pluginsvc.directory.volume_use import InvalidVolume, Volumes
-from pluginsvc.directory.volumes import NoSuchVolume
+from pluginsvc.directory.rpc import BadAnswer, PluginRefused, PluginUnreachable
+from pluginsvc.directory.volume_leases import InvalidVolume, NotMounted, VolumeMounted
+from pluginsvc.directory.volume_use import MayBeDone, Volumes
+from pluginsvc.directory.volumes import BadMountpoint, NoSuchVolume
 from pluginsvc.model.plugin import Interface, Plugin, PluginConfig, PluginSettings
 from pluginsvc.tasks import Job, JobGroup, KeyedLock
 from tests.support.memory_manager import MemoryManager
 from tests.support.volume_driver import Driver
+from tests.unit.directory.peers import plugin, raw
 
 pytestmark = pytest.mark.anyio
 
@@ -114,7 +116,10 @@ async def test_creates_at_once(host: Host, driver: Driver, volumes: Volumes) -> 
 
 
 async def test_mounts(host: Host, driver: Driver, volumes: Volumes) -> None:
-    """Each mount is a lease until its unmount, a mount that fails is none, and is not followed by an unmount."""
+    """Each mount is a lease until its unmount, a mount that fails is none, and is not followed by an unmount.
+
+    An unmount that is refused says how to let go all the same.
+    """
     place = str(host.place / P / "rootfs" / "v")
     assert [await volumes.mount("p", "v", "web"), await volumes.mount("p", "v", "web")] == [place, place]
     await volumes.mount("p", "v", "db")
@@ -123,28 +128,118 @@ async def test_mounts(host: Host, driver: Driver, volumes: Volumes) -> None:
     await volumes.unmount("p", "v", "db")
     assert host.used(P) == {"mount of v by web": 1}
     driver.calls.clear()
-    driver.answers["Mount"] = {}
-    with pytest.raises(BadAnswer):
+    driver.errors["Mount"] = "no"
+    with pytest.raises(PluginRefused):
         await volumes.mount("p", "v", "other")
     assert driver.calls == [("Mount", "v")]
     driver.errors["Unmount"] = "busy"
-    with pytest.raises(PluginRefused, match="busy"):
+    with pytest.raises(PluginRefused) as refused:
         await volumes.unmount("p", "v", "web")
+    assert str(refused.value) == (
+        "VolumeDriver.Unmount: busy: if it is not mounted any more, say so with "
+        "`pluginctl release p:latest --holder volumes --purpose 'mount of v by web'`"
+    )
     assert host.used(P) == {"mount of v by web": 1}
 
 
+@pytest.mark.parametrize("answer", [{}, {"Mountpoint": "/nowhere"}, {"Mountpoint": "/\0"}])
+async def test_a_mount_of_no_use(host: Host, driver: Driver, volumes: Volumes, answer: dict[str, str]) -> None:
+    """What is mounted where nobody can use it is unmounted, and its lease given back once the plugin has done that."""
+    driver.answers["Mount"] = answer
+    with pytest.raises(BadMountpoint):
+        await volumes.mount("p", "v", "web")
+    assert (driver.calls, host.used(P)) == ([("Mount", "v"), ("Unmount", "v")], {})
+    driver.errors["Unmount"] = "busy"
+    with pytest.raises(MayBeDone, match=r"of no use: .*: `pluginctl volume unmount -d p:latest --id web v` takes away"):
+        await volumes.mount("p", "v", "web")
+    assert host.used(P) == {"mount of v by web": 1}
+
+
+async def test_nobody_knows_what_was_done(host: Host, driver: Driver, volumes: Volumes) -> None:
+    """A call whose answer is broken may have been done: its lease stays, and the error says what takes it away."""
+    driver.garbled = {"Create", "Mount"}
+    with pytest.raises(
+        MayBeDone, match=r"no JSON .* done all the same: `pluginctl volume rm -d p:latest v` takes away"
+    ):
+        await volumes.create("p", "v", {})
+    with pytest.raises(MayBeDone, match=r"`pluginctl volume unmount -d p:latest --id web -- '-a b'` takes away"):
+        await volumes.mount("p", "-a b", "web")
+    assert host.used(P) == {"volume v": 1, "mount of -a b by web": 1}
+    # held already: once is enough
+    with pytest.raises(BadAnswer):
+        await volumes.create("p", "v", {})
+    await volumes.unmount("p", "-a b", "web")
+    await volumes.remove("p", "v")
+    assert host.used(P) == {}
+
+
+@pytest.mark.parametrize("sent", [False, True])
+async def test_no_answer(
+    host: Host, volumes: Volumes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, sent: bool
+) -> None:
+    """A plugin that took no connection has done nothing; one that did and gave no answer may have."""
+    # one try
+    monkeypatch.setattr("pluginsvc.directory.rpc.Client.call.__kwdefaults__", {"timeout": None, "retry_for": 0.0})
+    place = host.place / host.add("dead") / "s"
+    async with plugin(raw(b""), place if sent else place.with_name("other")):
+        for call in (volumes.create("dead", "v", {}), volumes.mount("dead", "v", "web")):
+            with pytest.raises(MayBeDone if sent else PluginUnreachable):
+                await call
+    assert host.used(place.parent.name) == ({"volume v": 1, "mount of v by web": 1} if sent else {})
+
+
 async def test_remove_takes_what_is_left(host: Host, driver: Driver, volumes: Volumes) -> None:
-    """A volume that is removed takes along the leases of its mounts, and none of another volume's or holder's."""
+    """A volume that is removed by force takes along its mounts' leases, and none of another volume's or holder's."""
     for name in ("v", "v by x", "w"):
         await volumes.create("p", name, {})
         await volumes.mount("p", name, "web")
     await host.acquire("p", holder="other", purpose="volume v", seconds=None, capability="")
-    await volumes.remove("p", "v")
+    await volumes.remove("p", "v", force=True)
     others = {"volume v by x": 1, "mount of v by x by web": 1, "volume w": 1, "mount of w by web": 1, "volume v": 1}
     assert host.used(P) == others
     assert {lease.holder for lease in host.in_use[P] if lease.purpose == "volume v"} == {"other"}
-    await volumes.remove("p", "v by x")
+    await volumes.remove("p", "v by x", force=True)
     assert host.used(P) == {"volume w": 1, "mount of w by web": 1, "volume v": 1}
+
+
+async def test_remove_while_mounted(host: Host, driver: Driver, volumes: Volumes) -> None:
+    """A volume that somebody has mounted is not removed, unless by force, and the plugin is not asked."""
+    await volumes.create("p", "v", {})
+    for user in ("a", "b"):
+        await volumes.mount("p", "v", user)
+    await host.acquire("p", holder="other", purpose="mount of v by c", seconds=None, capability="")
+    driver.calls.clear()
+    with pytest.raises(VolumeMounted) as refused:
+        await volumes.remove("p", "v")
+    assert str(refused.value) == "volume v of plugin p:latest is mounted by a, b: unmount it, or use --force"
+    assert (driver.calls, driver.volumes) == ([], ["v"])
+    await volumes.remove("p", "v", force=True)
+    assert host.used(P) == {"mount of v by c": 1}
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+async def test_unmount_by_another(host: Host, driver: Driver, volumes: Volumes, *, enabled: bool) -> None:
+    """Who has not mounted a volume does not unmount it, and is told who has, whether the plugin is enabled or not."""
+    for user in ("a", "b"):
+        await volumes.mount("p", "v", user)
+    host.plugins[P] = msgspec.structs.replace(host.plugins[P], enabled=enabled)
+    driver.calls.clear()
+    with pytest.raises(NotMounted) as refused:
+        await volumes.unmount("p", "v", "c")
+    assert str(refused.value) == "volume 'v' of plugin p:latest is not mounted by c: a, b mounted it: use that ID"
+    with pytest.raises(NotMounted, match="nobody has mounted it"):
+        await volumes.unmount("p", "w\n", "c")
+    assert (driver.calls, host.used(P)) == ([], {"mount of v by a": 1, "mount of v by b": 1})
+
+
+async def test_remove_with_a_bad_mountpoint(host: Host, driver: Driver, volumes: Volumes) -> None:
+    """A volume that is gone gives back its lease whatever the mountpoints of the others are."""
+    await volumes.create("p", "v", {})
+    driver.errors["Remove"] = "no such volume"
+    driver.answers["List"] = {"Volumes": [{"Name": "w", "Mountpoint": 7}]}
+    with pytest.raises(NoSuchVolume):
+        await volumes.remove("p", "v")
+    assert host.used(P) == {}
 
 
 async def test_remove_that_is_refused(host: Host, driver: Driver, volumes: Volumes) -> None:
@@ -276,14 +371,26 @@ async def test_who_is_no_volume_plugin(host: Host, volumes: Volumes) -> None:
 
 @pytest.mark.parametrize("name", ["", " ", "a" * 161, "a\n", "\x1b[2J", "a\u202eb"])
 async def test_names(driver: Driver, volumes: Volumes, name: str) -> None:
-    """A name that could not be shown is refused, and no plugin is asked."""
-    for call in (
-        volumes.create("p", name, {}),
-        volumes.remove("p", name),
-        volumes.inspect("p", name),
-        volumes.mount("p", name, "web"),
-        volumes.unmount("p", name, "web"),
-    ):
+    """A name that could not be shown is refused for what is new, and no plugin is asked."""
+    for call in (volumes.create("p", name, {}), volumes.mount("p", name, "web")):
+        with pytest.raises(InvalidVolume):
+            await call
+    assert driver.calls == []
+
+
+@pytest.mark.parametrize("name", [" ", "a" * 4096, "a\n\t", "\x1b[2J", "a\u202eb"])
+async def test_foreign_names(driver: Driver, volumes: Volumes, name: str) -> None:
+    """A volume that its plugin has from elsewhere is shown and removed whatever it is called."""
+    driver.volumes = [name]
+    assert (await volumes.inspect("p", name)).name == name
+    await volumes.remove("p", name)
+    assert driver.volumes == []
+
+
+@pytest.mark.parametrize("name", ["", "a" * 4097])
+async def test_names_that_none_has(driver: Driver, volumes: Volumes, name: str) -> None:
+    """No name and one without end are refused everywhere."""
+    for call in (volumes.remove("p", name), volumes.inspect("p", name), volumes.unmount("p", name, "web")):
         with pytest.raises(InvalidVolume):
             await call
     assert driver.calls == []

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pluginsvc.directory.provider import Provider, Scope
 from pluginsvc.directory.rpc import BadAnswer, Client, PluginFault, PluginRefused
-from pluginsvc.directory.volumes import NoSuchVolume, VolumeDriver
+from pluginsvc.directory.volumes import BadMountpoint, NoSuchVolume, VolumeDriver
 from tests.unit.directory.peers import Peer, answer, plugin
 
 pytestmark = pytest.mark.anyio
@@ -113,8 +113,6 @@ async def test_err_beside_what_is_wrong(key: str) -> None:
     ("call", "document"),
     [
         *((call, {"Err": 7}) for call in CALLS),
-        ("Mount", {}),
-        ("Mount", {"Mountpoint": None}),
         ("Mount", {"Mountpoint": ["/x"]}),
         ("Path", {"Mountpoint": {}}),
         ("Get", {"Volume": "v"}),
@@ -232,13 +230,53 @@ async def test_mountpoints_are_the_hosts(scope: Scope) -> None:
 
 @pytest.mark.parametrize("target", ["/", "/etc", "/nowhere/x", "../..", "../rootfs-of-another", "/proc/self/root"])
 async def test_links_out(scope: Scope, target: str) -> None:
-    """A mountpoint that leads out of the plugin by a symbolic link, anywhere in it, is refused for every call."""
+    """A mountpoint that leads out of the plugin by a symbolic link, anywhere in it, is refused, and hidden in lists."""
     (scope.propagated / "link").symlink_to(target)
     for path in ("/mnt/vol/link", "/mnt/vol/link/below"):
         document = {"Mountpoint": path, "Volume": {"Mountpoint": path}, "Volumes": [{}, {"Mountpoint": path}]}
-        for call in ("Mount", "Path", "Get", "List"):
-            with pytest.raises(BadAnswer, match="leads out of the plugin"):
+        for call in ("Mount", "Path", "Get"):
+            with pytest.raises(BadMountpoint, match="leads out of the plugin"):
                 await CALLS[call](driver(Asked(document), scope=scope))
+
+
+async def test_one_bad_mountpoint(scope: Scope) -> None:
+    """A list has all volumes, those whose mountpoint is of no use without it; names are told whatever that is."""
+    (scope.propagated / "link").symlink_to("/etc")
+    volumes = [{"Name": name, "Mountpoint": f"/mnt/vol/{name}"} for name in ("v", "link", "a\0")]
+    found = driver(Asked({"Volumes": volumes}), scope=scope)
+    listed = [(each.name, each.mountpoint) for each in await found.list()]
+    assert listed == [("v", str(scope.propagated / "v")), ("link", ""), ("a\0", "")]
+    assert await driver(Asked({"Volumes": [{"Name": "v", "Mountpoint": 7}]}), scope=scope).names() == ["v"]
+
+
+@pytest.mark.parametrize("path", ["/mnt/vol/none", "/mnt/vol/file", "/mnt/vol/file/v", "/nowhere/v"])
+async def test_a_mount_nobody_sees(scope: Scope, path: str) -> None:
+    """What is mounted at no directory of the host is an error that says what the plugin lacks; to ask is none."""
+    (scope.propagated / "file").touch()
+    found = driver(Asked({"Mountpoint": path}), scope=scope)
+    with pytest.raises(BadMountpoint, match=r"no directory on the host: .*propagatedMount, or in a mount of type bind"):
+        await found.mount("v", "web")
+    assert await found.path("v") == str(scope.host(path))
+
+
+async def test_no_mountpoint() -> None:
+    """A mount without a mountpoint is an error."""
+    for document in ({}, {"Mountpoint": None}):
+        with pytest.raises(BadMountpoint, match="there is none"):
+            await driver(Asked(document)).mount("v", "web")
+
+
+async def test_binds(scope: Scope, tmp_path: Path) -> None:
+    """What is below a directory that the operator has bound is where that is, and links do not lead out of it."""
+    (tmp_path / "given" / "v").mkdir(parents=True)
+    (tmp_path / "given" / "in").symlink_to("v")
+    (tmp_path / "given" / "out").symlink_to("/etc")
+    bound = Scope(scope.rootfs, "", scope.propagated, (("/x", tmp_path / "given"),))
+    for path in ("/x/v", "/x/in"):
+        found = await driver(Asked({"Mountpoint": path}), scope=bound).mount("v", "web")
+        assert found == str(tmp_path / "given" / path.removeprefix("/x/"))
+    with pytest.raises(BadMountpoint, match="leads out"):
+        await driver(Asked({"Mountpoint": "/x/out"}), scope=bound).mount("v", "web")
 
 
 async def test_links_inside(scope: Scope, tmp_path: Path) -> None:
@@ -249,14 +287,14 @@ async def test_links_inside(scope: Scope, tmp_path: Path) -> None:
     moved = Scope(tmp_path / "moved" / "rootfs", "/mnt/vol", tmp_path / "moved" / "propagated-mount")
     for each in (scope, moved):
         for path in ("/mnt/vol/link", "/state", "/state/new"):
-            assert await driver(Asked({"Mountpoint": path}), scope=each).mount("v", "web") == str(each.host(path))
+            assert await driver(Asked({"Mountpoint": path}), scope=each).path("v") == str(each.host(path))
 
 
 @pytest.mark.parametrize("path", ["/mnt/vol/loop", "/mnt/vol/\0", "/mnt/vol/" + 300 * "a", "/a" * 3000])
 async def test_paths_that_cannot_be(scope: Scope, path: str) -> None:
     """A mountpoint that the kernel refuses to look at is an error of the plugin's."""
     (scope.propagated / "loop").symlink_to("loop")
-    with pytest.raises(BadAnswer, match="of no use"):
+    with pytest.raises(BadMountpoint, match="of no use"):
         await driver(Asked({"Mountpoint": path}), scope=scope).mount("v", "web")
 
 

@@ -68,7 +68,7 @@ def test_wanted(text: str, parts: tuple[str, str, str]) -> None:
     "text",
     [
         *["", "/", "/1.0", "docker./1.0", "a/", "a/b/c", "a b", "docker.authz/1.0\n", "é", ".x", "a.é"],
-        *["a/.", "a/..", "a/1.", "a/.1", "a/1..0"],
+        *["a/.", "a/..", "a/1.", "a/.1", "a/1..0", "a/v1", "a/watch", "a/lookup"],
     ],
 )
 def test_wanted_refuses(text: str) -> None:
@@ -91,6 +91,7 @@ def test_wanted_refuses(text: str) -> None:
         ("other.volumedriver/1.0", "volumedriver", False),
         ("other.volumedriver/1.0", "other.volumedriver", True),
         ("volumedriver", "volumedriver", False),
+        ("docker.volumedriver/v1", "volumedriver", True),
     ],
 )
 def test_fits(provided: str, wanted: str, fits: bool) -> None:  # noqa: FBT001 - a column of the table above

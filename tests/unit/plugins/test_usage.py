@@ -104,6 +104,15 @@ async def test_refused_whole(parts: Parts) -> None:
     assert await usage.leases(parts, ID) == []
 
 
+async def test_in_use_by_volumes(parts: Parts) -> None:
+    """Who holds a plugin by its volumes is told where to let go of them."""
+    await usage.acquire(parts, ENTRY, holder="volumes", purpose="volume a")
+    with pytest.raises(
+        usage.PluginInUse, match=r"volumes \(volume a\): release it there \(see `pluginctl volume`\), or"
+    ):
+        await usage.require_unused(parts, ENTRY)
+
+
 async def test_in_use_names_the_holders(parts: Parts) -> None:
     """The error begins as Docker's, names five holders and what they do, and counts the rest; none for no leases."""
     await usage.require_unused(parts, ENTRY)
