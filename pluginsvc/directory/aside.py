@@ -37,7 +37,7 @@ class Aside:
             if error is not None:
                 outcome.set_exception(error)
             else:
-                outcome.set_result(result)  # type: ignore[arg-type]
+                outcome.set_result(result)  # type: ignore[arg-type]  # without an error it is what was returned, None included
 
         def work() -> None:
             result, error = None, None

@@ -104,13 +104,12 @@ class Directory:
         self.next.set()
         self.next = anyio.Event()
 
-    async def lookup(self, name: str, capability: str, *, wait: bool = False) -> Provider:
+    async def lookup(self, name: str, capability: str) -> Provider:
         """Return the plugin of a name, which need not be up: it may be starting again.
 
         Args:
             name: name, ID or prefix of one.
             capability: what it has to provide, see ``Capability.wanted``.
-            wait: whether a legacy plugin that is not there yet is waited for, see ``Legacy.get``.
 
         Raises:
             NotFound: nobody has that name.
@@ -121,7 +120,7 @@ class Directory:
             PluginFault: a legacy plugin does not say what it provides.
         """
         wanted = Capability.wanted(capability)
-        found = await self.find(name, wait=wait)
+        found = await self.find(name)
         if not found.enabled:
             raise PluginDisabled(found.name)
         if not found.provides(wanted):
@@ -133,7 +132,7 @@ class Directory:
 
         Args:
             name: name, ID or prefix of one.
-            wait: see ``lookup``.
+            wait: whether a legacy plugin that is not there yet is waited for, see ``Legacy.get``.
             legacy: look only among those that others run.
         """
         if not legacy:

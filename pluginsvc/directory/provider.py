@@ -115,10 +115,6 @@ class Provider:
         """
         return await self.client.call(method, argument, timeout=min(filter(None, (timeout, self.timeout))))
 
-    def host_path(self, path: str) -> str:
-        """Return where on the host a path is that it has told us."""
-        return path if self.scope is None else str(self.scope.host(path))
-
 
 def among(providers: Iterable[Provider], wanted: Capability | None) -> list[Provider]:
     """Return those that have a capability, or all."""

@@ -1,15 +1,18 @@
 """Fixtures of the functional tests."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
 import structlog
+from anyio import to_thread
+from click.testing import CliRunner, Result
 
 from pluginsvc import log
 from pluginsvc.api.app import make_app, serve
 from pluginsvc.api.listeners import UnixListener
 from pluginsvc.api.system import SystemFacts
+from pluginsvc.client.pluginctl import main
 from tests.support.engine import Engine
 from tests.support.memory_manager import MemoryManager
 
@@ -47,3 +50,20 @@ async def engine(memory: MemoryManager, tmp_path: Path) -> AsyncIterator[Engine]
     socket = tmp_path / "api.sock"
     async with serve(app, [UnixListener(socket)], grace=2):
         yield Engine(socket, memory.publish)
+
+
+Ctl = Callable[..., Awaitable[Result]]
+
+
+@pytest.fixture
+def ctl(engine: Engine) -> Ctl:
+    """Give a function that runs the command against `engine` and checks its exit status."""
+
+    async def run(*words: str, status: int = 0, host: str = engine.host) -> Result:
+        # by the environment, so that tests of --host can override it
+        invoke = lambda: CliRunner().invoke(main, words, env={"PLUGINSVC_HOST": host})  # noqa: E731 - a thread's body
+        result = await to_thread.run_sync(invoke)
+        assert result.exit_code == status, result.output
+        return result
+
+    return run

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 from aiohttp import web
-from anyio import to_thread
-from click.testing import CliRunner, Result
 
 from pluginsvc.api import directory
 from pluginsvc.api.app import Api, make_app, serve
@@ -22,14 +21,13 @@ from pluginsvc.api.feed import Pipe
 from pluginsvc.api.listeners import TcpListener, UnixListener
 from pluginsvc.client.aio import Client
 from pluginsvc.client.connection import DaemonUnreachable
-from pluginsvc.client.pluginctl import main
 from pluginsvc.client.watch import Change, Watch
 from pluginsvc.directory.legacy import LegacyNotFound
 from pluginsvc.directory.provider import Provider
 from pluginsvc.directory.rpc import Client as Rpc
 from pluginsvc.errors import Conflict, InvalidParameter, NotFound
 from pluginsvc.model.plugin import Capability
-from tests.functional.conftest import FACTS
+from tests.functional.conftest import FACTS, Ctl
 from tests.support import openapi
 from tests.support.engine import CONFIG, Engine
 from tests.support.memory_manager import MemoryManager
@@ -41,8 +39,6 @@ HEAD_END = b"\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
 HIGH_WATER = 64 * 1024
 """Unsent bytes at which the loop tells a connection to stop writing."""
-
-Ctl = Callable[..., Awaitable[Result]]
 
 
 class Others:
@@ -638,16 +634,9 @@ async def test_client_over_tcp(memory: MemoryManager) -> None:
 
 
 @pytest.fixture
-def ctl(engine: Engine) -> Ctl:
-    """Give a function that runs pluginctl and checks its exit status."""
-
-    async def run(*words: str, status: int = 0) -> Result:
-        invoke = lambda: CliRunner().invoke(main, ["--host", engine.host, "capabilities", *words])  # noqa: E731 - a thread's body
-        result = await to_thread.run_sync(invoke)
-        assert result.exit_code == status, result.output
-        return result
-
-    return run
+def ctl(ctl: Ctl) -> Ctl:
+    """Give a function that runs ``pluginctl capabilities``."""
+    return partial(ctl, "capabilities")
 
 
 async def test_pluginctl(ctl: Ctl, engine: Engine, memory: MemoryManager) -> None:

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
@@ -19,27 +18,11 @@ from click.testing import CliRunner, Result
 from pluginsvc.api.app import make_app, serve
 from pluginsvc.api.listeners import TcpListener, UnixListener
 from pluginsvc.client.pluginctl import main
-from tests.functional.conftest import FACTS
+from tests.functional.conftest import FACTS, Ctl
 from tests.support.engine import CONFIG, Engine
 from tests.support.memory_manager import MemoryManager
 
 pytestmark = pytest.mark.anyio
-
-Ctl = Callable[..., Awaitable[Result]]
-
-
-@pytest.fixture
-def ctl(engine: Engine) -> Ctl:
-    """Give a function that runs the command against `engine` and checks its exit status."""
-
-    async def run(*words: str, status: int = 0, host: str = engine.host) -> Result:
-        # by the environment, so that tests of --host can override it
-        invoke = lambda: CliRunner().invoke(main, words, env={"PLUGINSVC_HOST": host})  # noqa: E731 - a thread's body
-        result = await to_thread.run_sync(invoke)
-        assert result.exit_code == status, result.output
-        return result
-
-    return run
 
 
 @pytest.fixture

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
-from anyio import to_thread
-from click.testing import CliRunner, Result
 
-from pluginsvc.client.pluginctl import main
+from tests.functional.conftest import Ctl
 from tests.support import openapi
 from tests.support.engine import CONFIG, Engine
 from tests.support.memory_manager import MemoryManager
@@ -19,7 +18,6 @@ from tests.support.volume_driver import Driver
 pytestmark = pytest.mark.anyio
 
 V1 = "/pluginsvc/v1"
-Ctl = Callable[..., Awaitable[Result]]
 
 
 @pytest.fixture
@@ -52,16 +50,9 @@ async def driver(place: Path) -> AsyncIterator[Driver]:
 
 
 @pytest.fixture
-def ctl(engine: Engine) -> Ctl:
-    """Give a function that runs ``pluginctl volume`` and checks its exit status."""
-
-    async def run(*words: str, status: int = 0) -> Result:
-        invoke = lambda: CliRunner().invoke(main, ["--host", engine.host, "volume", *words])  # noqa: E731 - a thread's body
-        result = await to_thread.run_sync(invoke)
-        assert result.exit_code == status, result.output
-        return result
-
-    return run
+def ctl(ctl: Ctl) -> Ctl:
+    """Give a function that runs ``pluginctl volume``."""
+    return partial(ctl, "volume")
 
 
 async def test_life_of_a_volume(engine: Engine, driver: Driver, place: Path) -> None:

@@ -27,7 +27,7 @@ class Handler(BaseHTTPRequestHandler):
     """Answers as a volume plugin."""
 
     def do_POST(self) -> None:
-        self.server.calls.append(self.path)  # type: ignore[attr-defined]
+        self.server.calls.append(self.path)  # type: ignore[attr-defined]  # put there by legacy_plugin
         body = json.dumps({"Implements": ["VolumeDriver"]}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
@@ -46,7 +46,7 @@ def legacy_plugin(path: Path) -> Iterator[list[str]]:
     """Run a volume plugin on a socket, as somebody else would; give the calls it has got."""
     calls: list[str] = []
     with ThreadingUnixStreamServer(str(path), Handler) as server:
-        server.calls = calls  # type: ignore[attr-defined]
+        server.calls = calls  # type: ignore[attr-defined]  # the only way to a handler
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         try:

@@ -202,7 +202,7 @@ async def test_typo_is_told_at_once(folder: Path, managed: Fake) -> None:
     directory = Directory(managed, managed.watchers.append, Legacy([folder], folder, clock=clock, sleep=clock.sleep))
     for wait, waits in ((False, []), (True, [1, 2, 4, 8])):
         with pytest.raises(LegacyNotFound):
-            await directory.lookup("typo", "volumedriver", wait=wait)
+            await directory.find("typo", wait=wait)
         assert clock.waits == waits
 
 

@@ -121,12 +121,6 @@ def provider(address: str, *, timeout: float = 0.0, scope: Scope | None = None) 
     )
 
 
-def test_paths_of_legacy_plugins() -> None:
-    """A plugin that runs on the host calls its paths as the host does."""
-    assert provider("unix:///s").host_path("/mnt/../x//y") == "/mnt/../x//y"
-    assert provider("unix:///s", scope=Scope(ROOTFS, "/mnt", OUT)).host_path("/mnt/x") == str(OUT / "x")
-
-
 @pytest.mark.anyio
 @pytest.mark.parametrize(("own", "most"), [(0.1, 3600.0), (3600.0, 0.1), (0.0, 0.1)])
 async def test_timeouts(own: float, most: float) -> None:
